@@ -1,0 +1,449 @@
+/**
+ * The contract between Outlive's core and its codecs and plugins. A codec or plugin imports this module and nothing else
+ * of the project. It is published as `outlive/contract` and versioned by {@link CONTRACT_VERSION} (semantic versioning: a
+ * codec built for 1.x loads into every core that offers 1.y with y >= x).
+ *
+ * A codec is sans-I/O: it gets bytes, and answers with facts. It opens no socket, reads no clock, awaits nothing. What
+ * needs the outside world (random bytes, key derivation, TLS, a verifier of a user) is *wanted* from an exchange, see {@link Want}.
+ */
+
+export { CodedError, type Culprit, ProtocolViolation } from './errors.js';
+
+/** Version of this contract. Codecs and plugins state the version that they were built for. */
+export const CONTRACT_VERSION = '1.0.0';
+
+// ---------------------------------------------------------------------------------------------------------------- frames
+
+/** Bytes that came from the client. */
+export const FRONTEND = 0;
+/** Bytes that came from the server. */
+export const BACKEND = 1;
+export type Side = typeof FRONTEND | typeof BACKEND;
+
+/** Forward as it came; the codec need not see the body. On the frontend side: input that continues the request in progress (bulk data). */
+export const RELAY = 0;
+/** Hand to `decode` first. */
+export const INSPECT = 1;
+export type Treatment = typeof RELAY | typeof INSPECT;
+
+/** What `decode` says should happen to a backend frame. */
+export const FORWARD = 0;
+/** Never forwarded. */
+export const SWALLOW = 1;
+/** Forwarded only with the ready that follows: this frame tells the client that its request succeeded ({@link Request.guardable}). */
+export const VERDICT = 2;
+export type Disposition = typeof FORWARD | typeof SWALLOW | typeof VERDICT;
+
+/** Filled in by {@link SessionCodec.peek}; one object is reused for every frame, so that the hot path allocates nothing. */
+export interface FrameHeader {
+  /** Whole length of the frame in bytes, header included. */
+  length: number;
+  /** Bytes that `decode` must be given at once: `length` for most inspected frames; when peek returned false, the bytes it needs to go on. */
+  need: number;
+  treatment: Treatment;
+  /** True for frames that answer no request (notices, notifications, parameter changes): never compared. */
+  asynchronous: boolean;
+  /** The protocol's own frame type, for reports. */
+  type: number;
+}
+
+// -------------------------------------------------------------------------------------------------------------- requests
+
+/**
+ * What a request may do, as far as the codec can know beforehand:
+ * `read` nothing durable, repeatable; `session` only session state, repeatable; `write` durable change, transactional;
+ * `begin`/`commit`/`rollback` transaction control; `opaque` anything, perhaps with commits inside: never repeated blindly.
+ */
+export type Effect = 'read' | 'session' | 'write' | 'begin' | 'commit' | 'rollback' | 'opaque';
+
+/** One request: everything up to the next ready point. The codec emits it when its last byte is there. */
+export interface Request {
+  /** The protocol's name of it, for logs and metrics (`query`, `extended`, ...). Never data. */
+  readonly kind: string;
+  /** A name of the statement without data (its verb), for messages and reports. */
+  readonly label: string;
+  readonly effect: Effect;
+  /** True when it also writes although its effect is `begin` or `commit`, or when a `write` is certain; a token is then needed. */
+  readonly writes: boolean;
+  /** Outside a transaction: may be wrapped into one, so that its outcome can be known ({@link SessionCodec.guard}). */
+  readonly guardable: boolean;
+  /** The request must be wrapped when outside a transaction, whatever its effect (part of a group that only a transaction holds together). */
+  readonly mustGuard: boolean;
+  /** Its ready point is not the client's: swallow it when it succeeded; when it failed, drop the parts that follow up to the first one that is not joined, and answer that one with this ready. */
+  readonly joined: boolean;
+  /** Hold what the client sends next until the server either asked for input or answered: the meaning of the next bytes depends on it. */
+  readonly barrier: boolean;
+}
+
+/** State of the server's transaction as told at a ready point. */
+export type TransactionStatus = 'idle' | 'open' | 'failed';
+
+/** How the core must understand an error of the server. */
+export type ErrorMeaning =
+  /** An ordinary answer: pass it on. */
+  | 'ordinary'
+  /** The server says that it does not accept writes (any more): ask the topology whether it was demoted. */
+  | 'read-only'
+  /** The server ends the connection and it is unclear whether by an administrator's will or because it goes down: ask the topology. */
+  | 'terminated'
+  /** The server goes down or crashed: a failover. */
+  | 'server-lost'
+  /** The connection ends by someone's will (kill, idle timeout): pass it on, never repair it. */
+  | 'intent'
+  /** Serialization failure, deadlock: an ordinary answer to a client, a reason to try again during replay. */
+  | 'retry';
+
+export interface ServerError {
+  readonly meaning: ErrorMeaning;
+  /** The protocol's own code (SQLSTATE, error number as text). */
+  readonly code: string;
+  /** The server's message. It can hold data: never log it. */
+  readonly message: string;
+  /** True when the connection ends with it. */
+  readonly fatal: boolean;
+}
+
+/** Where the codec reports facts. Implemented by the core. All calls happen inside `decode`. */
+export interface Sink {
+  /** A request is complete: these bytes ([start, end) of `bytes`) are to be sent to the server for it. */
+  request(request: Request, bytes: Uint8Array, start: number, end: number): void;
+  /** The client says good-bye. */
+  goodbye(): void;
+  /** The server waits again; everything before is answered. */
+  ready(status: TransactionStatus): void;
+  /** The server asks for bulk input of the request in progress: barriers open. */
+  input(): void;
+  /** The server answered with an error. */
+  error(error: ServerError): void;
+  /** From here on only a relay is possible (replication, a stream that the codec does not follow). Says why. */
+  passThrough(reason: string): void;
+}
+
+// ------------------------------------------------------------------------------------------------------------- exchanges
+
+/** What an exchange may want before it goes on. `send` bytes are written before waiting. */
+export type Want =
+  /** The next `count` raw bytes. */
+  | { readonly want: 'bytes'; readonly count: number; readonly send?: Uint8Array }
+  /** The next whole frame, header included (framed by {@link Codec.frameLength}). */
+  | { readonly want: 'frame'; readonly send?: Uint8Array }
+  /** Nothing back: only send. */
+  | { readonly want: 'nothing'; readonly send: Uint8Array }
+  /** Switch the connection to TLS now (server side on a frontend, client side on a backend). Reply: {@link TlsFacts}. */
+  | { readonly want: 'tls'; readonly send?: Uint8Array; readonly alpn?: string }
+  /** `count` random bytes. */
+  | { readonly want: 'random'; readonly count: number }
+  /** PBKDF2-HMAC-SHA-256, 32 bytes. Slow: runs off the event loop. */
+  | { readonly want: 'pbkdf2'; readonly password: Uint8Array; readonly salt: Uint8Array; readonly iterations: number }
+  /** What the credentials plugin knows of this user; null when unknown. */
+  | { readonly want: 'credentials'; readonly user: string; readonly database: string };
+
+export interface TlsFacts {
+  /** Hash of the server's certificate for channel binding `tls-server-end-point` (RFC 5929), or null. */
+  readonly endPoint: Uint8Array | null;
+  /** The ALPN protocol that was agreed on, or null. */
+  readonly alpn: string | null;
+}
+
+/** Reply to a {@link Want}: bytes for bytes/frame/random/pbkdf2, {@link TlsFacts} for tls, {@link Secret} or null for credentials, undefined for nothing. */
+export type Reply = Uint8Array | TlsFacts | Secret | null | undefined;
+
+/** A dialogue that the gateway leads; a generator. The core's one exchange driver runs it, in production, in tests and in simulation. */
+export type Exchange<R> = Generator<Want, R, Reply>;
+
+/** What is known to prove or check an identity. At least one is set. Never logged. */
+export interface Secret {
+  /** Plain password (UTF-8). */
+  readonly password?: string;
+  /** The server's stored verifier in its own text form (`md5...`, `SCRAM-SHA-256$...`). */
+  readonly verifier?: string;
+  /** Key learnt from the client's own proof, in the codec's own form: enough to log in wherever the same verifier is stored. */
+  readonly clientKey?: Uint8Array;
+}
+
+/** How the gateway lets clients in, from the listener's configuration. */
+export interface GreetContext {
+  /** Accepted ways, e.g. `trust`, `password`, `md5`, `scram-sha-256`. The codec names those that it knows in `authMethods`. */
+  readonly auth: string;
+  readonly tls: 'off' | 'allow' | 'require';
+  /** True when the connection started with a TLS handshake at once (direct TLS); the core then has done it. */
+  readonly alreadyTls: TlsFacts | null;
+}
+
+/** What the client asked for when it came. */
+export type Greeting =
+  | {
+      readonly kind: 'session';
+      readonly identity: Identity;
+      readonly startup: unknown;
+      readonly passThrough: string | null;
+      readonly tls: boolean;
+    }
+  /** Not a session: cancel the request of the session with this key. No answer is due. */
+  | { readonly kind: 'cancel'; readonly key: Uint8Array }
+  /** The client left or was refused with an answer; `error` says why when it was refused. */
+  | { readonly kind: 'closed'; readonly error: ServerError | null };
+
+export interface Identity {
+  readonly user: string;
+  readonly database: string;
+  readonly secret: Secret | null;
+}
+
+export interface LoginContext {
+  readonly identity: Identity;
+  /** `startup` of the {@link Greeting}; null for the gateway's own logins (probe). */
+  readonly startup: unknown;
+  readonly tls: 'off' | 'prefer' | 'require';
+}
+
+/** A logged-in server connection, as plain facts. */
+export interface LoginResult {
+  /** The server's key for cancelling, opaque to the core. */
+  readonly cancelKey: unknown;
+  /** An id of the server's session by which it can be ended from elsewhere. */
+  readonly backendId: string;
+  /** Codec-specific facts (parameters told at login), plain data. */
+  readonly facts: unknown;
+}
+
+export type LoginOutcome =
+  | { readonly ok: true; readonly login: LoginResult }
+  /** Refused. `bytes` is the server's own refusal, to be passed on; `transient` when it may pass (starting up, too many clients). */
+  | { readonly ok: false; readonly transient: boolean; readonly error: ServerError; readonly bytes: Uint8Array };
+
+// --------------------------------------------------------------------------------------------------- probe, incarnation
+
+/** Which database history a server lives in, in the codec's own form (plain data), with what the topology needs of it. */
+export interface ServerFacts {
+  readonly role: 'primary' | 'standby';
+  readonly writable: boolean;
+  /** Identity of the database history: equal on two servers exactly when a token of one means something on the other. */
+  readonly system: string;
+  /** Grows with every promotion. */
+  readonly timeline: number;
+  /** Changes with every start of the server process. */
+  readonly instance: string;
+  /** Position in the log, comparable within a history; -1n when unknown. */
+  readonly position: bigint;
+  /** Bytes of log that this standby has not yet replayed, when it knows; else null. */
+  readonly lagBytes: number | null;
+  /** What `outcome.resolve` needs besides (switch points), plain data. */
+  readonly history: unknown;
+}
+
+/** Proof to ask the outcome of a commit with, plain data; armed before the commit leaves. */
+export interface OutcomeToken {
+  /** The codec's own form, plain data. */
+  readonly token: unknown;
+  /** The position of the log when it was taken. */
+  readonly position: bigint;
+}
+
+/** `wait`: the old transaction is still running on this very server: end its backend and ask again. */
+export type Outcome = 'committed' | 'not-committed' | 'wait' | 'unknown';
+
+/** A small dialogue inside a live connection: the bytes are written in order with the client's requests and the answer never reaches the client. */
+export interface Injection {
+  readonly bytes: Uint8Array;
+  /** Number of ready points that answer it. */
+  readonly readies: number;
+  /** One answering frame, whole, header included. */
+  frame(bytes: Uint8Array, start: number, end: number): void;
+  /** The error that the server answered with, if any. */
+  failed(): ServerError | null;
+}
+
+export interface TokenInjection extends Injection {
+  /** The token, or null when the transaction has nothing to commit. Valid after the last ready. */
+  token(): OutcomeToken | null;
+}
+
+// ---------------------------------------------------------------------------------------------------------------- codec
+
+/** What the core tells a codec when it makes one for a session. */
+export interface SessionContext {
+  readonly greeting: Extract<Greeting, { kind: 'session' }>;
+  /** Facts per server database shared by all sessions (catalogue), set by `learn` exchanges. */
+  readonly shared: unknown;
+  readonly options: unknown;
+}
+
+/** A named reason why a session cannot be moved as it is. */
+export interface Blocker {
+  /** Kind, e.g. `temporary table`. */
+  readonly what: string;
+  /** Which one, an identifier of the schema, never data. */
+  readonly name: string;
+}
+
+/**
+ * The codec of one session: follows both directions, knows the session's state. Everything it keeps must be plain data, so that
+ * `freeze` can hand it to another process.
+ */
+export interface SessionCodec {
+  /** Reads the header at [start, end) of `bytes`; false when it needs more bytes (`out.need` of them from `start`). Throws {@link ProtocolViolation}. */
+  peek(side: Side, bytes: Uint8Array, start: number, end: number, out: FrameHeader): boolean;
+  /** Understands one inspected frame. The return value matters for backend frames only. */
+  decode(side: Side, bytes: Uint8Array, start: number, end: number, sink: Sink): Disposition;
+
+  /** The bytes that welcome the client after login: what the server said, with the gateway's own cancel key. */
+  welcome(login: LoginResult, cancelKey: Uint8Array): Uint8Array;
+  /** Bytes to tell a client of differences between what it was told at first login and the new server (may be empty). */
+  announce(login: LoginResult): Uint8Array;
+
+  /** Told when a request's bytes go to the server ... */
+  sent(request: Request): void;
+  /** ... when a guard's transaction is about to begin or has ended, so that verdicts are held ... */
+  guarding(on: boolean): void;
+  /** ... and at a unit's start and end: session changes inside a unit count only when it commits. */
+  unitBegin(): void;
+  unitEnd(committed: boolean): void;
+  /** Forget what the open unit did to the session state and all that belonged to the lost connection: a replay is about to repeat the unit. */
+  rewind(): void;
+
+  /** What stands in the way of moving this session now (outside of its open unit). */
+  blockers(): Blocker[];
+  /** The blockers were reported to the client and are gone for good. */
+  forgetBlockers(): void;
+  /** Brings a fresh, logged-in connection to the session's state as of the last unit's end. Returns what could not be had again. */
+  restore(): Exchange<Blocker[]>;
+
+  /** Wraps a request into a transaction of the gateway's own. */
+  readonly guard: { begin(): Injection; commit(): Injection; rollback(): Injection } | null;
+  /** Learns the outcome token of the open transaction. Absent where the protocol has none. */
+  token: (() => TokenInjection) | null;
+
+  /** Synthesis: the gateway speaks as the server, legal where it is needed. */
+  readonly synthesize: {
+    /** An error that answers the request in progress, with the ready that follows it. */
+    error(error: GatewayError, status: TransactionStatus): Uint8Array;
+    /** An error that ends the connection. */
+    fatal(error: GatewayError): Uint8Array;
+    /** The answer to a commit request that took effect although its answer was lost; `released` bytes of it were already delivered. Null when it cannot be known. */
+    committed(request: Request): Uint8Array | null;
+    /** The ready alone. */
+    ready(status: TransactionStatus): Uint8Array;
+    /** Harmless bytes that show a waiting client that it is not forgotten; legal between frames. Null when the protocol has none. */
+    keepalive(message: string): Uint8Array | null;
+    /** Sent to a server connection that is no longer wanted. */
+    goodbye(): Uint8Array;
+  };
+
+  /** Which bytes of an answering frame count when a replay is compared: the canonical form, or null when none do. [start, end) is whole, header included. */
+  canonical(bytes: Uint8Array, start: number, end: number): Uint8Array | null;
+  /** For frames too large to hold: true when they are compared byte for byte as they stream (their canonical form is the frame itself). */
+  streams(type: number): boolean;
+
+  freeze(): unknown;
+}
+
+/** Errors that the gateway itself answers with; the codec puts them into the protocol's terms. */
+export interface GatewayError {
+  /** Outlive's own code, see ERRORS.md. */
+  readonly code: string;
+  /** What kind of thing the client should understand, protocol-neutral. */
+  readonly kind:
+    | 'retry-transaction'
+    | 'outcome-unknown'
+    | 'state-lost'
+    | 'unavailable'
+    | 'too-large'
+    | 'protocol'
+    | 'refused'
+    | 'cancelled'
+    | 'internal'
+    | 'too-many';
+  readonly message: string;
+  readonly hint?: string;
+}
+
+export interface Capabilities {
+  readonly login: boolean;
+  readonly state: boolean;
+  readonly outcome: boolean;
+  readonly comparison: boolean;
+  readonly probe: boolean;
+}
+
+/** A codec: one wire protocol. The default export of a codec package. */
+export interface Codec {
+  readonly name: string;
+  /** The contract version it was built for. */
+  readonly contract: string;
+  readonly defaultPort: number;
+  readonly capabilities: Capabilities;
+  /** Names of the ways in that it knows (`auth` of a listener). */
+  readonly authMethods: readonly string[];
+  /** What is not protected with this codec, for `outlive check` and the documentation. */
+  readonly unprotected: readonly string[];
+  /** ALPN name for TLS that starts at once, or null. */
+  readonly alpn: string | null;
+  /** Length of the frame at [start, end) in an exchange (after the start-up), 0 when more bytes are needed. Throws {@link ProtocolViolation}. */
+  frameLength(bytes: Uint8Array, start: number, end: number): number;
+  /** Meets a client. */
+  greet(context: GreetContext): Exchange<Greeting>;
+  /** Logs in to a server. */
+  login(context: LoginContext): Exchange<LoginOutcome>;
+  /** Learns facts shared by all sessions of a database, over a connection logged in to it. */
+  learn?(): Exchange<unknown>;
+  /** Is the server alive, what is its role? Over a logged-in connection of the gateway's own. */
+  probe?(): Exchange<ServerFacts>;
+  /** Did the commit of this token take effect? Over a connection of the gateway's own to the server described by `server`. `origin` is the server as it was when the token was taken. */
+  resolve?(token: OutcomeToken, origin: ServerFacts, server: ServerFacts): Exchange<Outcome>;
+  /** Ends the session `backendId` on the server. True when it is gone. Over a connection of the gateway's own. */
+  terminate?(backendId: string): Exchange<boolean>;
+  /** Asks for the credentials of a user over a connection of the gateway's own (an auth query). */
+  lookup?(query: string, user: string): Exchange<Secret | null>;
+  /** The whole dialogue of a cancel request, on a connection of its own. */
+  cancel?(cancelKey: unknown): Exchange<void>;
+  /** The refusal of a client that was not even greeted (too many, shutting down). */
+  refuse(error: GatewayError): Uint8Array;
+  session(context: SessionContext): SessionCodec;
+}
+
+// --------------------------------------------------------------------------------------------------------------- plugins
+
+/** What a plugin gets from the core besides its own options. */
+export interface PluginContext {
+  readonly log: Log;
+  /** Aborted when the gateway stops. */
+  readonly signal: AbortSignal;
+  /** Runs an exchange on a server connection of the gateway's own (logged in as the listener's or topology's monitor user). Plugins that need none ignore it. */
+  ask<R>(server: string, exchange: () => Exchange<R>): Promise<R>;
+  /** Runs a command without a shell; rejects with a coded error when it fails or does not end in time. */
+  run(
+    command: readonly string[],
+    env: Record<string, string>,
+    timeoutMs: number,
+  ): Promise<{ stdout: string; stderr: string }>;
+  /** Reads a file. */
+  readFile(path: string): Promise<string>;
+}
+
+export interface Log {
+  debug(fields: Record<string, unknown>, message: string): void;
+  info(fields: Record<string, unknown>, message: string): void;
+  warn(fields: Record<string, unknown>, message: string): void;
+  error(fields: Record<string, unknown>, message: string): void;
+}
+
+/** Looks up the secret of a user. */
+export interface CredentialsPlugin {
+  lookup(user: string, database: string): Promise<Secret | null>;
+}
+
+/** A command that changes the cluster: promotes a standby, fences a lost primary. */
+export interface ActionPlugin {
+  /** Resolves when done. `server` is the name of the server in the configuration. */
+  act(server: string, facts: { readonly host: string; readonly port: number }): Promise<void>;
+}
+
+/** A plugin package's default export. */
+export interface PluginModule {
+  readonly name: string;
+  readonly contract: string;
+  readonly kind: 'credentials' | 'promote' | 'fence';
+  /** Validates its options (throws a CodedError that names the path) and starts. */
+  create(options: unknown, context: PluginContext): Promise<CredentialsPlugin | ActionPlugin>;
+}
