@@ -43,6 +43,10 @@ export interface FrameHeader {
   treatment: Treatment;
   /** True for frames that answer no request (notices, notifications, parameter changes): never compared. */
   asynchronous: boolean;
+  /** True for notices (a kind of asynchronous frame): those that an injection caused are not the client's. */
+  notice: boolean;
+  /** True when this frame is a ready point of the server. */
+  boundary: boolean;
   /** The protocol's own frame type, for reports. */
   type: number;
 }
@@ -73,6 +77,8 @@ export interface Request {
   readonly joined: boolean;
   /** Hold what the client sends next until the server either asked for input or answered: the meaning of the next bytes depends on it. */
   readonly barrier: boolean;
+  /** False when its outcome, once in doubt, cannot be asked for (two-phase commit, a chained commit). */
+  readonly provable: boolean;
 }
 
 /** State of the server's transaction as told at a ready point. */
@@ -252,6 +258,10 @@ export interface Injection {
   frame(bytes: Uint8Array, start: number, end: number): void;
   /** The error that the server answered with, if any. */
   failed(): ServerError | null;
+  /** That error as the server sent it; null without one. */
+  errorBytes(): Uint8Array | null;
+  /** Called once after the last ready. */
+  done?(): void;
 }
 
 export interface TokenInjection extends Injection {
@@ -292,27 +302,39 @@ export interface SessionCodec {
   /** Bytes to tell a client of differences between what it was told at first login and the new server (may be empty). */
   announce(login: LoginResult): Uint8Array;
 
-  /** Told when a request's bytes go to the server ... */
+  /** Bytes of the request that is being collected and not yet emitted. */
+  readonly collecting: number;
+  /** Told when a request's bytes go to the server. */
   sent(request: Request): void;
-  /** ... when a guard's transaction is about to begin or has ended, so that verdicts are held ... */
-  guarding(on: boolean): void;
-  /** ... and at a unit's start and end: session changes inside a unit count only when it commits. */
-  unitBegin(): void;
-  unitEnd(committed: boolean): void;
-  /** Forget what the open unit did to the session state and all that belonged to the lost connection: a replay is about to repeat the unit. */
+  /** A transaction of the gateway's own around the client's requests begins: success is told by {@link VERDICT} frames now. */
+  guardBegun(): void;
+  /** That transaction is over. */
+  guardEnded(committed: boolean): void;
+  /**
+   * The connection is lost. Forget what belonged to it and what the requests that were not finally answered did to the session's
+   * state: they are about to be repeated.
+   */
   rewind(): void;
 
-  /** What stands in the way of moving this session now (outside of its open unit). */
+  /** An injection that asks the server what the codec must know of the session's state after the unit that just ended, or null. Outside a transaction only. */
+  observe(): Injection | null;
+  /** What stands in the way of moving this session (outside of its open unit). */
   blockers(): Blocker[];
   /** The blockers were reported to the client and are gone for good. */
   forgetBlockers(): void;
   /** Brings a fresh, logged-in connection to the session's state as of the last unit's end. Returns what could not be had again. */
   restore(): Exchange<Blocker[]>;
 
-  /** Wraps a request into a transaction of the gateway's own. */
-  readonly guard: { begin(): Injection; commit(): Injection; rollback(): Injection } | null;
-  /** Learns the outcome token of the open transaction. Absent where the protocol has none. */
-  token: (() => TokenInjection) | null;
+  /** Transactions of the gateway's own. Null where the protocol has none. */
+  readonly guard: {
+    begin(): Injection;
+    commit(): Injection;
+    rollback(): Injection;
+    /** Puts the open transaction into the failed state, as an error of a statement does. */
+    fail(): Injection;
+  } | null;
+  /** Learns the outcome token of the open transaction. Null where the protocol has none. */
+  readonly token: (() => TokenInjection) | null;
 
   /** Synthesis: the gateway speaks as the server, legal where it is needed. */
   readonly synthesize: {
@@ -320,8 +342,8 @@ export interface SessionCodec {
     error(error: GatewayError, status: TransactionStatus): Uint8Array;
     /** An error that ends the connection. */
     fatal(error: GatewayError): Uint8Array;
-    /** The answer to a commit request that took effect although its answer was lost; `released` bytes of it were already delivered. Null when it cannot be known. */
-    committed(request: Request): Uint8Array | null;
+    /** The answer to a commit request that took effect although its answer was lost, without the first `released` frames that were delivered. */
+    committed(request: Request, released: number): Uint8Array;
     /** The ready alone. */
     ready(status: TransactionStatus): Uint8Array;
     /** Harmless bytes that show a waiting client that it is not forgotten; legal between frames. Null when the protocol has none. */
@@ -332,8 +354,8 @@ export interface SessionCodec {
 
   /** Which bytes of an answering frame count when a replay is compared: the canonical form, or null when none do. [start, end) is whole, header included. */
   canonical(bytes: Uint8Array, start: number, end: number): Uint8Array | null;
-  /** For frames too large to hold: true when they are compared byte for byte as they stream (their canonical form is the frame itself). */
-  streams(type: number): boolean;
+  /** True when the frame whose header stands at `start` counts byte for byte: its canonical form is the frame itself, and it may be compared and released in pieces. */
+  verbatim(bytes: Uint8Array, start: number): boolean;
 
   freeze(): unknown;
 }

@@ -1,0 +1,887 @@
+import { serialize } from 'pg-protocol';
+import {
+  BACKEND,
+  type Blocker,
+  type Disposition,
+  type Effect,
+  type Exchange,
+  FORWARD,
+  type FrameHeader,
+  FRONTEND,
+  type GatewayError,
+  INSPECT,
+  type Injection,
+  type LoginResult,
+  ProtocolViolation,
+  RELAY,
+  type Request,
+  type ServerError,
+  type SessionCodec,
+  type SessionContext,
+  type Side,
+  type Sink,
+  SWALLOW,
+  type TransactionStatus,
+  VERDICT,
+} from '../../core/contract/index.js';
+import { AUTHENTICATION_OK } from './greet.js';
+import { buildGatewayError, buildNotice, parseError } from './errors.js';
+import { dataRow, ownStatement, StatementInjection, text, XactToken } from './inject.js';
+import type { LoginFacts } from './login.js';
+import type { Startup } from './greet.js';
+import { type Analysis, SqlCache } from './sql/cache.js';
+import { type Catalogue, isPlainRead } from './sql/catalogue.js';
+import type { SqlEnvironment, StatementFacts } from './sql/facts.js';
+import { SessionState, touchesSession } from './state.js';
+
+// Frame types (protocol manual, "Message Formats").
+const T = (c: string) => c.charCodeAt(0);
+const [BIND, CLOSE, COPY_DATA, COPY_DONE, COPY_FAIL, DESCRIBE, EXECUTE, FLUSH, FUNCTION_CALL, PARSE, QUERY, SYNC, TERMINATE] =
+  [...'BCdcfDEHFPQSX'].map(T);
+const [BACKEND_KEY, BIND_COMPLETE, CLOSE_COMPLETE, COMMAND_COMPLETE, COPY_IN, COPY_OUT, COPY_BOTH, DATA_ROW, EMPTY_QUERY, ERROR, FUNCTION_RESULT, NO_DATA, NOTICE, NOTIFICATION, PARAMETER_DESCRIPTION, PARAMETER_STATUS, PARSE_COMPLETE, PORTAL_SUSPENDED, READY, ROW_DESCRIPTION, NEGOTIATE] =
+  [...'K23CGHWDIEVnNAtS1sZTv'].map(T);
+
+const SYNC_BYTES = serialize.sync();
+const EMPTY = new Uint8Array(0);
+/** A group is sent in parts when it grows beyond this before its Sync: the server should not wait for the client's last statement. */
+const GROUP_LIMIT = 64 * 1024;
+
+/** Facts that all sessions of a database share. */
+export interface SharedFacts {
+  readonly catalogue: Catalogue | null;
+}
+
+/** A statement prepared at the protocol level. */
+interface Prepared {
+  /** The Parse message, to be sent again to a new server. */
+  readonly parse: Uint8Array;
+  readonly analysis: Analysis;
+  readonly sql: string;
+}
+
+/** What a confirmation of the server ('1', '3') stands for. */
+type Op = { readonly op: 'parse'; readonly name: string; readonly prepared: Prepared } | { readonly op: 'close'; readonly name: string | null };
+
+/** One executed statement of a request that touches the session's state. */
+interface Executed {
+  readonly facts: StatementFacts;
+  readonly sql: string;
+}
+
+/** A request of PostgreSQL's protocol: a Query, a FunctionCall, or what comes up to a Sync. */
+class PgRequest implements Request {
+  kind = 'extended';
+  label = '';
+  effect: Effect = 'read';
+  writes = false;
+  guardable = true;
+  mustGuard = false;
+  joined = false;
+  barrier = false;
+  provable = true;
+  /** Types of the client's frames, for synthesis of the answer to a lone COMMIT. */
+  frames = '';
+  executes = 0;
+  ops: Op[] | null = null;
+  /** What each executed statement does to the session, in the order of their completion; null when none does anything. */
+  completions: (Executed | null)[] | null = null;
+  forceToken = false;
+
+  // While the server answers:
+  completed = 0;
+  opsDone = 0;
+  failed = false;
+}
+
+/** The PostgreSQL codec of one session. */
+export class PostgresSession implements SessionCodec {
+  collecting = 0;
+  private group: PgRequest = new PgRequest();
+  /** Portals of the open transaction, by name; where in the group they were bound. */
+  private readonly portals = new Map<string, { prepared: Prepared | null; group: PgRequest; offset: number }>();
+  /** Prepared statements as the client believes in them, for understanding what it sends ... */
+  private readonly known = new Map<string, Prepared>();
+  /** ... and as the server confirmed them, for restoring. */
+  private readonly prepared = new Map<string, Prepared>();
+  /** How to undo what unfinished requests did to `prepared`. */
+  private undo: [name: string, before: Prepared | undefined][] = [];
+  private readonly state = new SessionState();
+  private readonly inflight: PgRequest[] = [];
+  private copying = false;
+  private guarded = false;
+  private forceToken = false;
+  private transactionTag = '';
+  private readonly env: { standardConformingStrings: boolean; encoding?: string };
+  /** Parameters as the client was told them, in the order of the first login. */
+  private readonly told = new Map<string, string>();
+  private readonly shared: SharedFacts;
+  private lastName = '';
+  private lastNameBytes: Uint8Array = EMPTY;
+
+  constructor(
+    private readonly context: SessionContext,
+    private readonly cache: SqlCache,
+  ) {
+    this.shared = (context.shared as SharedFacts | null) ?? { catalogue: null };
+    this.env = { standardConformingStrings: true };
+  }
+
+  // ------------------------------------------------------------------------------------------------------------ framing
+
+  peek(side: Side, bytes: Uint8Array, start: number, end: number, out: FrameHeader): boolean {
+    if (end - start < 5) {
+      out.need = 5;
+      return false;
+    }
+    const length = (bytes[start + 1] << 24) | (bytes[start + 2] << 16) | (bytes[start + 3] << 8) | bytes[start + 4];
+    const type = bytes[start];
+    if (length < 4) {
+      throw new ProtocolViolation(`message of type ${printable(type)} with length ${length >>> 0}`, side === FRONTEND ? 'client' : 'server');
+    }
+    out.length = length + 1;
+    out.need = length + 1;
+    out.type = type;
+    out.asynchronous = false;
+    out.notice = false;
+    out.boundary = side === BACKEND && type === READY;
+    if (side === BACKEND) {
+      switch (type) {
+        case DATA_ROW:
+        case COPY_DATA:
+        case BIND_COMPLETE:
+        case ROW_DESCRIPTION:
+        case NO_DATA:
+        case PARAMETER_DESCRIPTION:
+        case COPY_DONE:
+        case COPY_OUT:
+        case FUNCTION_RESULT:
+          out.treatment = RELAY;
+          return true;
+        case COMMAND_COMPLETE:
+        case EMPTY_QUERY:
+        case PORTAL_SUSPENDED: {
+          const head = this.inflight[0];
+          out.treatment = this.guarded || (head !== undefined && (head.completions !== null || head.effect !== 'read')) ? INSPECT : RELAY;
+          return true;
+        }
+        case PARSE_COMPLETE:
+        case CLOSE_COMPLETE:
+          out.treatment = this.inflight[0]?.ops ? INSPECT : RELAY;
+          return true;
+        case READY:
+        case ERROR:
+        case COPY_IN:
+        case COPY_BOTH:
+          out.treatment = INSPECT;
+          return true;
+        case PARAMETER_STATUS:
+          out.treatment = INSPECT;
+          out.asynchronous = true;
+          return true;
+        case NOTICE:
+        case NOTIFICATION:
+          out.treatment = RELAY;
+          out.asynchronous = true;
+          out.notice = type === NOTICE;
+          return true;
+        default:
+          throw new ProtocolViolation(`unknown message type ${printable(type)}`, 'server');
+      }
+    }
+    switch (type) {
+      case COPY_DATA:
+      case COPY_DONE:
+      case COPY_FAIL:
+        out.treatment = RELAY;
+        return true;
+      case SYNC:
+      case FLUSH:
+        // In copy-in mode the server ignores them, up to the one that follows CopyDone or CopyFail of an extended COPY.
+        out.treatment = this.copying ? RELAY : INSPECT;
+        return true;
+      case BIND:
+      case CLOSE:
+      case DESCRIBE:
+      case EXECUTE:
+      case FUNCTION_CALL:
+      case PARSE:
+      case QUERY:
+      case TERMINATE:
+        out.treatment = INSPECT;
+        return true;
+      default:
+        throw new ProtocolViolation(`unknown message type ${printable(type)}`, 'client');
+    }
+  }
+
+  decode(side: Side, bytes: Uint8Array, start: number, end: number, sink: Sink): Disposition {
+    if (side === BACKEND) return this.answer(bytes, start, end, sink);
+    this.collect(bytes, start, end, sink);
+    return FORWARD;
+  }
+
+  // ------------------------------------------------------------------------------------------------------ what clients say
+
+  private collect(bytes: Uint8Array, start: number, end: number, sink: Sink): void {
+    const type = bytes[start];
+    this.collecting += end - start;
+    const group = this.group;
+    switch (type) {
+      case QUERY:
+        this.query(bytes, start, end, sink);
+        return;
+      case PARSE: {
+        const nameEnd = terminator(bytes, start + 5, end);
+        const textEnd = terminator(bytes, nameEnd + 1, end);
+        const name = text(bytes, start + 5, nameEnd);
+        const prepared: Prepared = {
+          parse: Uint8Array.prototype.slice.call(bytes, start, end),
+          analysis: this.cache.analyse(bytes, nameEnd + 1, textEnd, this.env as SqlEnvironment),
+          sql: text(bytes, nameEnd + 1, textEnd),
+        };
+        this.known.set(name, prepared);
+        (group.ops ??= []).push({ op: 'parse', name, prepared });
+        break;
+      }
+      case BIND: {
+        const portalEnd = terminator(bytes, start + 5, end);
+        const nameEnd = terminator(bytes, portalEnd + 1, end);
+        const prepared = this.known.get(this.name(bytes, portalEnd + 1, nameEnd)) ?? null;
+        const portal = portalEnd === start + 5 ? '' : text(bytes, start + 5, portalEnd);
+        const slot = this.portals.get(portal);
+        const offset = this.collecting - (end - start);
+        if (slot !== undefined) {
+          slot.prepared = prepared;
+          slot.group = group;
+          slot.offset = offset;
+        } else this.portals.set(portal, { prepared, group, offset });
+        break;
+      }
+      case EXECUTE: {
+        const nameEnd = terminator(bytes, start + 5, end);
+        const portal = nameEnd === start + 5 ? '' : text(bytes, start + 5, nameEnd);
+        this.execute(portal, bytes, start, end, sink);
+        break;
+      }
+      case CLOSE: {
+        const name = text(bytes, start + 6, terminator(bytes, start + 6, end));
+        const statement = bytes[start + 5] === 0x53;
+        if (statement) this.known.delete(name);
+        else this.portals.delete(name);
+        (group.ops ??= []).push({ op: 'close', name: statement ? name : null });
+        break;
+      }
+      case DESCRIBE:
+        group.frames += describeFrame(bytes, start);
+        break;
+      case FLUSH:
+        // Answered like a Sync: within a transaction, or with nothing executed, a Sync in its place changes nothing, and every
+        // request ends at a ready point (ARCHITECTURE.md, "One request, one ready point").
+        this.emitJoined(bytes, end, end - start, sink);
+        return;
+      case SYNC:
+        this.group.frames += 'S';
+        this.emit(sink, bytes, end - this.collecting, end);
+        return;
+      case FUNCTION_CALL:
+        group.kind = 'function';
+        this.add(group, FUNCTION_FACTS, '');
+        this.emit(sink, bytes, end - this.collecting, end);
+        return;
+      case TERMINATE:
+        this.collecting = 0;
+        sink.goodbye();
+        return;
+    }
+    if (type !== DESCRIBE) this.group.frames += String.fromCharCode(type);
+    if (this.collecting > GROUP_LIMIT && this.group.executes > 0) this.emitJoined(bytes, end, 0, sink);
+  }
+
+  private execute(portal: string, bytes: Uint8Array, start: number, end: number, sink: Sink): void {
+    const slot = this.portals.get(portal);
+    const analysis = slot?.prepared?.analysis;
+    const facts = analysis === undefined ? UNKNOWN_FACTS : (analysis.statements[0] ?? EMPTY_STATEMENT);
+    const group = this.group;
+    if (group.executes > 0 && (endsTransaction(facts) || group.effect === 'commit' || group.effect === 'rollback')) {
+      // A commit gets a request of its own, so that its token can be armed before it leaves. The portal must be bound in the
+      // part that executes it, as a Sync outside a transaction ends it.
+      const from = slot !== undefined && slot.group === group ? slot.offset : this.collecting - (end - start);
+      const tail = this.collecting - from;
+      this.splitGroup(bytes, end, tail, sink);
+      if (slot !== undefined) {
+        slot.group = this.group;
+        slot.offset = 0;
+      }
+    }
+    this.add(this.group, facts, slot?.prepared?.sql ?? '');
+  }
+
+  /** Emits what was collected up to `tail` bytes before `end` as a part that the client's own boundary follows. */
+  private splitGroup(bytes: Uint8Array, end: number, tail: number, sink: Sink): void {
+    const head = this.group;
+    const ops = head.ops;
+    const collected = this.collecting;
+    const headBytes = Buffer.concat([bytes.subarray(end - collected, end - tail), SYNC_BYTES]);
+    // Everything that stands between the last Execute and the split belongs to the tail: Bind and Describe, which need no
+    // confirmation of their own.
+    head.joined = true;
+    head.mustGuard = true;
+    this.group = new PgRequest();
+    this.group.frames = tailFrames(bytes, end - tail, end);
+    head.ops = ops;
+    this.collecting = tail;
+    this.finish(head);
+    sink.request(head, headBytes, 0, headBytes.length);
+  }
+
+  /** Emits the group so far, ended by a Sync of the gateway's own in place of its last `replaced` bytes. */
+  private emitJoined(bytes: Uint8Array, end: number, replaced: number, sink: Sink): void {
+    const part = Buffer.concat([bytes.subarray(end - this.collecting, end - replaced), SYNC_BYTES]);
+    this.group.joined = true;
+    this.group.mustGuard = this.group.executes > 0;
+    this.emit(sink, part, 0, part.length);
+  }
+
+  private query(bytes: Uint8Array, start: number, end: number, sink: Sink): void {
+    const textStart = start + 5;
+    const textEnd = terminator(bytes, textStart, end);
+    const analysis = this.cache.analyse(bytes, textStart, textEnd, this.env as SqlEnvironment);
+    const group = this.group;
+    group.kind = 'query';
+    if (analysis.mode === 'split' && this.collecting === end - start) {
+      const parts = analysis.segments;
+      for (let i = 0; i < parts.length; i++) {
+        const part = new PgRequest();
+        part.kind = 'query';
+        part.frames = 'Q';
+        for (const k of parts[i].statements) this.add(part, analysis.statements[k], this.statementText(analysis, k, bytes, textStart));
+        part.joined = i < parts.length - 1;
+        part.mustGuard = parts.length > 1;
+        const query = blankedQuery(bytes, textStart, parts[i].start, parts[i].end);
+        this.group = part;
+        this.collecting = end - start;
+        this.emit(sink, query, 0, query.length);
+      }
+      return;
+    }
+    group.frames += 'Q';
+    for (let k = 0; k < analysis.statements.length; k++) {
+      this.add(group, analysis.statements[k], this.statementText(analysis, k, bytes, textStart));
+    }
+    if (analysis.mode === 'opaque' || analysis.mode === 'split') {
+      group.effect = 'opaque';
+      group.writes = true;
+      group.guardable = false;
+      group.provable = false;
+    }
+    this.emit(sink, bytes, end - this.collecting, end);
+  }
+
+  /** Text of statement k where restoring may need it. */
+  private statementText(analysis: Analysis, k: number, bytes: Uint8Array, textStart: number): string {
+    const range = analysis.ranges[k];
+    return touchesSession(analysis.statements[k]) ? text(bytes, textStart + range.start, textStart + range.end) : '';
+  }
+
+  /** Adds one statement to what a request does. */
+  private add(group: PgRequest, facts: StatementFacts, sql: string): void {
+    const first = group.executes === 0;
+    group.executes++;
+    group.label = first ? facts.verb || 'empty statement' : `${group.executes} statements`;
+    if (facts.execute !== undefined) facts = this.preparedInSql(facts.execute) ?? facts;
+    const effect = this.effectOf(facts);
+    if (effect === 'write' || effect === 'opaque') group.writes = true;
+    if (!facts.transactional) group.guardable = false;
+    if (first) group.effect = effect;
+    else group.effect = combine(group.effect, effect);
+    if (group.effect === 'opaque') {
+      group.guardable = false;
+      group.provable = false;
+    }
+    if (facts.effect === 'prepareTransaction' || (endsTransaction(facts) && facts.chain)) group.provable = false;
+    if (facts.copy?.direction === 'in' && facts.copy.peer === 'client') group.barrier = true;
+    if (facts.verb === 'NOTIFY' || facts.functions.includes('pg_notify')) group.forceToken = true;
+    if (group.completions !== null || touchesSession(facts)) {
+      group.completions ??= new Array(group.executes - 1).fill(null);
+      group.completions.push(touchesSession(facts) ? { facts, sql } : null);
+    }
+  }
+
+  private preparedInSql(name: string): StatementFacts | undefined {
+    return this.known.get(name)?.analysis.statements[0] ?? this.sqlPrepared.get(name);
+  }
+
+  /** Statements prepared by PREPARE, as the client believes in them. */
+  private readonly sqlPrepared = new Map<string, StatementFacts>();
+
+  /** A statement's effect as the core understands it. */
+  private effectOf(facts: StatementFacts): Effect {
+    if (facts.prepare !== undefined && facts.inner !== undefined) this.sqlPrepared.set(facts.prepare, facts.inner);
+    switch (facts.effect) {
+      case 'read':
+      case 'copyOut':
+        return isPlainRead(facts, this.shared.catalogue) ? 'read' : 'write';
+      case 'savepoint':
+      case 'cursor':
+        return 'read';
+      case 'session':
+        return 'session';
+      case 'begin':
+      case 'commit':
+      case 'rollback':
+        return facts.effect;
+      case 'prepareTransaction':
+        return 'commit';
+      case 'write':
+      case 'copyIn':
+        return facts.transactional ? 'write' : 'opaque';
+      default:
+        return 'opaque';
+    }
+  }
+
+  private finish(group: PgRequest): void {
+    if (group.executes === 0) {
+      group.label = group.ops === null ? 'Sync' : 'Parse';
+      group.effect = 'read';
+    }
+  }
+
+  private emit(sink: Sink, bytes: Uint8Array, start: number, end: number): void {
+    const group = this.group;
+    this.finish(group);
+    this.group = new PgRequest();
+    this.collecting = 0;
+    sink.request(group, bytes, start, end);
+  }
+
+  /** The statement name at [start, end); the last one is remembered, since most sessions use few. */
+  private name(bytes: Uint8Array, start: number, end: number): string {
+    const length = end - start;
+    if (length === 0) return '';
+    const last = this.lastNameBytes;
+    if (last.length === length) {
+      let i = 0;
+      while (i < length && last[i] === bytes[start + i]) i++;
+      if (i === length) return this.lastName;
+    }
+    this.lastNameBytes = Uint8Array.prototype.slice.call(bytes, start, end);
+    this.lastName = text(bytes, start, end);
+    return this.lastName;
+  }
+
+  // ----------------------------------------------------------------------------------------------------- what servers say
+
+  sent(request: Request): void {
+    const r = request as PgRequest;
+    r.completed = 0;
+    r.opsDone = 0;
+    r.failed = false;
+    if (r.forceToken) this.forceToken = true;
+    this.inflight.push(r);
+  }
+
+  private answer(bytes: Uint8Array, start: number, end: number, sink: Sink): Disposition {
+    const head = this.inflight[0];
+    switch (bytes[start]) {
+      case READY:
+        return this.ready(bytes, start, end, sink);
+      case ERROR: {
+        if (head !== undefined) head.failed = true;
+        this.copying = false;
+        sink.error(parseError(bytes, start, end));
+        return FORWARD;
+      }
+      case COMMAND_COMPLETE:
+      case EMPTY_QUERY:
+      case PORTAL_SUSPENDED:
+        if (head === undefined) return FORWARD;
+        this.copying = false;
+        this.complete(head, bytes, start, end);
+        return this.guarded && head.kind === 'query' ? VERDICT : FORWARD;
+      case PARSE_COMPLETE:
+      case CLOSE_COMPLETE:
+        if (head?.ops) this.confirm(head.ops[head.opsDone++]);
+        return FORWARD;
+      case COPY_IN:
+        this.copying = head?.kind === 'extended';
+        sink.input();
+        return FORWARD;
+      case COPY_BOTH:
+        sink.passThrough('replication stream');
+        return FORWARD;
+      case PARAMETER_STATUS: {
+        const nameEnd = terminator(bytes, start + 5, end);
+        const name = text(bytes, start + 5, nameEnd);
+        this.parameter(name, text(bytes, nameEnd + 1, end - 1));
+        return FORWARD;
+      }
+    }
+    return FORWARD;
+  }
+
+  private ready(bytes: Uint8Array, start: number, end: number, sink: Sink): Disposition {
+    if (end - start !== 6) throw new ProtocolViolation('ReadyForQuery of a wrong length', 'server');
+    const status: TransactionStatus = bytes[start + 5] === 0x49 ? 'idle' : bytes[start + 5] === 0x54 ? 'open' : 'failed';
+    const head = this.inflight.shift();
+    this.copying = false;
+    if (status === 'idle' && !this.guarded) {
+      this.unitEnd(head === undefined || (!head.failed && this.transactionTag !== 'ROLLBACK'));
+    }
+    sink.ready(status);
+    return FORWARD;
+  }
+
+  private unitEnd(committed: boolean): void {
+    this.state.unitEnd(committed);
+    this.undo.length = 0;
+    this.transactionTag = '';
+    this.forceToken = false;
+    if (this.portals.size > 8) this.portals.clear();
+  }
+
+  /** A statement of the request was completed. */
+  private complete(head: PgRequest, bytes: Uint8Array, start: number, end: number): void {
+    const executed = head.completions?.[head.completed] ?? null;
+    head.completed++;
+    if (bytes[start] !== COMMAND_COMPLETE) return;
+    if (head.effect === 'commit' || head.effect === 'rollback') this.transactionTag = text(bytes, start + 5, end - 1);
+    if (executed === null) return;
+    const { facts, sql } = executed;
+    this.state.completed(facts, sql);
+    if (facts.deallocate !== undefined) {
+      if (facts.all) for (const name of [...this.prepared.keys()]) this.setPrepared(name, undefined);
+      else this.setPrepared(facts.deallocate, undefined);
+    } else if (facts.discard === 'all') for (const name of [...this.prepared.keys()]) this.setPrepared(name, undefined);
+  }
+
+  private confirm(op: Op | undefined): void {
+    if (op === undefined || op.name === null) return;
+    this.setPrepared(op.name, op.op === 'parse' ? op.prepared : undefined);
+  }
+
+  private setPrepared(name: string, prepared: Prepared | undefined): void {
+    this.undo.push([name, this.prepared.get(name)]);
+    if (prepared === undefined) this.prepared.delete(name);
+    else this.prepared.set(name, prepared);
+  }
+
+  private parameter(name: string, value: string): void {
+    this.told.set(name, value);
+    if (name === 'standard_conforming_strings') this.env.standardConformingStrings = value !== 'off';
+    else if (name === 'client_encoding') this.env.encoding = value;
+  }
+
+  // --------------------------------------------------------------------------------------------------- guard, token, state
+
+  guardBegun(): void {
+    this.guarded = true;
+  }
+
+  guardEnded(committed: boolean): void {
+    this.guarded = false;
+    this.unitEnd(committed);
+  }
+
+  readonly guard = {
+    begin: (): Injection => new StatementInjection(BEGIN),
+    commit: (): Injection => new StatementInjection(COMMIT),
+    rollback: (): Injection => new StatementInjection(ROLLBACK),
+    fail: (): Injection => new StatementInjection(FAIL),
+  };
+
+  readonly token = (): XactToken => new XactToken(this.forceToken);
+
+  rewind(): void {
+    for (let i = this.undo.length - 1; i >= 0; i--) {
+      const [name, before] = this.undo[i];
+      if (before === undefined) this.prepared.delete(name);
+      else this.prepared.set(name, before);
+    }
+    this.undo.length = 0;
+    this.inflight.length = 0;
+    this.copying = false;
+    this.guarded = false;
+    this.forceToken = false;
+    this.transactionTag = '';
+    this.state.rewind();
+  }
+
+  observe(): Injection | null {
+    if (!this.state.needsObservation) return null;
+    const settings = this.state.settingsToObserve;
+    const injection = new StatementInjection(ownStatement(observeQuery(settings)));
+    const state = this.state;
+    // The rows are understood when the ready comes: StatementInjection collects them, the state takes them lazily.
+    return Object.assign(injection, {
+      done(): void {
+        if (injection.failed() !== null) return;
+        const of = (kind: string) => injection.rows.filter((r) => r[0] === kind);
+        state.observe({
+          advisory: of('advisory').map((r) => ({ call: r[1]!, label: r[2]! })),
+          temporary: of('temporary').map((r) => r[1]!),
+          held: of('held').map((r) => r[1]!),
+          settings: settings === null ? null : of('setting').map((r) => [r[1]!, r[2]!]),
+        });
+      },
+    });
+  }
+
+  blockers(): Blocker[] {
+    return this.state.blockers();
+  }
+
+  forgetBlockers(): void {
+    this.state.forgetBlockers();
+  }
+
+  *restore(): Exchange<Blocker[]> {
+    const lost: Blocker[] = [];
+    const parts: Uint8Array[] = [];
+    const names: string[] = [];
+    for (const sql of this.state.statements()) {
+      parts.push(ownStatement(sql));
+      names.push(sql.slice(0, 40));
+    }
+    for (const [name, prepared] of this.prepared) {
+      parts.push(prepared.parse, SYNC_BYTES);
+      names.push(name);
+    }
+    const statements = this.state.statements().length;
+    for (const lock of this.state.locks()) parts.push(ownStatement(lock.call));
+    const locks = this.state.locks();
+    const total = names.length + locks.length;
+    if (total === 0) return lost;
+    let send: Uint8Array | undefined = Buffer.concat(parts);
+    for (let i = 0; i < total; i++) {
+      let failed: ServerError | null = null;
+      let granted = true;
+      for (;;) {
+        const reply = (yield send === undefined ? { want: 'frame' } : { want: 'frame', send }) as Uint8Array;
+        send = undefined;
+        const type = reply[0];
+        if (type === ERROR) failed = parseError(reply, 0, reply.length);
+        else if (type === DATA_ROW && i >= names.length) granted = dataRow(reply, 0, reply.length)[0] === 't';
+        else if (type === PARAMETER_STATUS) {
+          const nameEnd = terminator(reply, 5, reply.length);
+          this.restored.set(text(reply, 5, nameEnd), text(reply, nameEnd + 1, reply.length - 1));
+        } else if (type === READY) break;
+      }
+      if (i >= names.length) {
+        if (failed !== null || !granted) lost.push({ what: 'session advisory lock', name: locks[i - names.length].label });
+      } else if (failed !== null) {
+        lost.push(i < statements ? { what: 'session setting', name: names[i] } : { what: 'prepared statement', name: names[i] });
+      }
+    }
+    return lost;
+  }
+
+  /** Parameters as the new server reported them while the session was restored. */
+  private readonly restored = new Map<string, string>();
+
+  // --------------------------------------------------------------------------------------------------------------- synthesis
+
+  welcome(login: LoginResult, cancelKey: Uint8Array): Uint8Array {
+    const facts = login.facts as LoginFacts;
+    const parts: Uint8Array[] = [AUTHENTICATION_OK];
+    for (const [name, value] of facts.parameters) {
+      this.parameter(name, value);
+      parts.push(parameterStatus(name, value));
+    }
+    const key = Buffer.alloc(5 + cancelKey.length);
+    key[0] = BACKEND_KEY;
+    key.writeInt32BE(4 + cancelKey.length, 1);
+    key.set(cancelKey, 5);
+    parts.push(key, ready('idle'));
+    return Buffer.concat(parts);
+  }
+
+  announce(login: LoginResult): Uint8Array {
+    const parts: Uint8Array[] = [];
+    const now = new Map([...(login.facts as LoginFacts).parameters, ...this.restored]);
+    this.restored.clear();
+    for (const [name, value] of now) {
+      // A warm spare was logged in while its server was a standby; the server says so itself when that ends.
+      if (name === 'in_hot_standby') continue;
+      if (this.told.get(name) !== value) {
+        this.parameter(name, value);
+        parts.push(parameterStatus(name, value));
+      }
+    }
+    return parts.length === 0 ? EMPTY : Buffer.concat(parts);
+  }
+
+  readonly synthesize = {
+    error: (error: GatewayError, status: TransactionStatus): Uint8Array =>
+      Buffer.concat([buildGatewayError(error, 'ERROR'), ready(status)]),
+    fatal: (error: GatewayError): Uint8Array => buildGatewayError(error, 'FATAL'),
+    committed: (request: Request, released: number): Uint8Array => {
+      const answers: Uint8Array[] = [];
+      for (const frame of (request as PgRequest).frames) {
+        if (frame === 'P') answers.push(frameOf(PARSE_COMPLETE));
+        else if (frame === 'B') answers.push(frameOf(BIND_COMPLETE));
+        else if (frame === 'C') answers.push(frameOf(CLOSE_COMPLETE));
+        else if (frame === 'd') answers.push(Buffer.from([PARAMETER_DESCRIPTION, 0, 0, 0, 6, 0, 0]), frameOf(NO_DATA));
+        else if (frame === 'D') answers.push(frameOf(NO_DATA));
+        else if (frame === 'E' || frame === 'Q') answers.push(COMMIT_COMPLETE);
+      }
+      return Buffer.concat([...answers.slice(released), ready('idle')]);
+    },
+    ready: (status: TransactionStatus): Uint8Array => ready(status),
+    keepalive: (message: string): Uint8Array | null => buildNotice(message),
+    goodbye: (): Uint8Array => serialize.end(),
+  };
+
+  // -------------------------------------------------------------------------------------------------------------- comparison
+
+  canonical(bytes: Uint8Array, start: number, end: number): Uint8Array | null {
+    switch (bytes[start]) {
+      case NOTICE:
+      case NOTIFICATION:
+      case PARAMETER_STATUS:
+      case NEGOTIATE:
+        return null;
+      case ERROR:
+        // The SQLSTATE is what a program acts on; texts name relations by oid, places in the server's source, and the like.
+        return Buffer.from(`E${parseError(bytes, start, end).code}`, 'latin1');
+      default:
+        return bytes.subarray(start, end);
+    }
+  }
+
+  verbatim(bytes: Uint8Array, start: number): boolean {
+    switch (bytes[start]) {
+      case NOTICE:
+      case NOTIFICATION:
+      case PARAMETER_STATUS:
+      case NEGOTIATE:
+      case ERROR:
+        return false;
+      default:
+        return true;
+    }
+  }
+
+  freeze(): unknown {
+    return {
+      startup: this.context.greeting.startup as Startup,
+      state: this.state.freeze(),
+      prepared: [...this.prepared].map(([name, p]) => [name, Buffer.from(p.parse).toString('base64')]),
+      told: [...this.told],
+    };
+  }
+}
+
+const BEGIN = ownStatement('BEGIN');
+const COMMIT = ownStatement('COMMIT');
+const ROLLBACK = ownStatement('ROLLBACK');
+// No statement fails more cheaply inside a transaction, and its text says in the server's log who did it.
+const FAIL = ownStatement('ROLLBACK TO SAVEPOINT "outlive: the transaction could not be repeated after a failover"');
+const COMMIT_COMPLETE = Buffer.from('C\0\0\0\x0bCOMMIT\0', 'latin1');
+
+/** Facts of statements whose text the gateway does not know: prepared elsewhere, or a fast-path function call. */
+const UNKNOWN_FACTS: StatementFacts = Object.freeze({
+  verb: 'statement',
+  effect: 'write',
+  transactional: true,
+  idempotent: false,
+  ddl: false,
+  functions: [],
+  names: [],
+  operators: [],
+  uncertainNames: false,
+  hasModifyingCte: false,
+  forUpdate: false,
+  selectInto: false,
+  explainAnalyze: false,
+  chain: false,
+  local: false,
+  all: false,
+  sessionFunctions: [],
+}) as StatementFacts;
+const FUNCTION_FACTS: StatementFacts = Object.freeze({ ...UNKNOWN_FACTS, verb: 'function call' });
+const EMPTY_STATEMENT: StatementFacts = Object.freeze({ ...UNKNOWN_FACTS, verb: '', effect: 'read' });
+
+function endsTransaction(facts: StatementFacts): boolean {
+  return facts.effect === 'commit' || facts.effect === 'rollback' || facts.effect === 'prepareTransaction';
+}
+
+/** Effect of two statements in one request. */
+function combine(a: Effect, b: Effect): Effect {
+  if (a === 'opaque' || b === 'opaque') return 'opaque';
+  if (a === 'begin') return b === 'begin' || b === 'commit' || b === 'rollback' ? 'opaque' : 'begin';
+  if (b === 'begin' || b === 'commit' || b === 'rollback' || a === 'commit' || a === 'rollback') return 'opaque';
+  if (a === 'write' || b === 'write') return 'write';
+  return a === 'session' || b === 'session' ? 'session' : 'read';
+}
+
+/** Frame types of [start, end), for a group's tail after a split. */
+function tailFrames(bytes: Uint8Array, start: number, end: number): string {
+  let out = '';
+  for (let at = start; at < end; ) {
+    const length = (bytes[at + 1] << 24) | (bytes[at + 2] << 16) | (bytes[at + 3] << 8) | bytes[at + 4];
+    // The Execute that caused the split is added by the caller.
+    if (at + 1 + length < end) out += String.fromCharCode(bytes[at]);
+    at += 1 + length;
+  }
+  return out;
+}
+
+/** 'd' for Describe of a statement (answered by two messages), 'D' of a portal. */
+function describeFrame(bytes: Uint8Array, start: number): string {
+  return bytes[start + 5] === 0x53 ? 'd' : 'D';
+}
+
+/** A Query of the text's [from, to), what stands before blanked so that positions in error messages stay true. */
+function blankedQuery(bytes: Uint8Array, textStart: number, from: number, to: number): Buffer {
+  const query = Buffer.alloc(to + 6, 0x20);
+  query[0] = QUERY;
+  query.writeInt32BE(to + 5, 1);
+  query.set(bytes.subarray(textStart + from, textStart + to), 5 + from);
+  query[to + 5] = 0;
+  return query;
+}
+
+function observeQuery(customSettings: string[] | null): string {
+  const parts = [
+    `SELECT 'advisory', 'SELECT pg_catalog.pg_try_advisory_lock' || CASE mode WHEN 'ShareLock' THEN '_shared' ELSE '' END || CASE objsubid WHEN 1 THEN pg_catalog.format('(%s)', (classid::int8 << 32) | objid::int8) ELSE pg_catalog.format('(%s, %s)', classid::int4, objid::int4) END, pg_catalog.format('%s/%s', classid, objid) FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND granted AND pid = pg_catalog.pg_backend_pid()`,
+    `SELECT 'temporary', relname::text, '' FROM pg_catalog.pg_class WHERE relnamespace = pg_catalog.pg_my_temp_schema() AND relkind IN ('r', 'v', 'S', 'm', 'p')`,
+    `SELECT 'held', name, '' FROM pg_catalog.pg_cursors WHERE is_holdable`,
+  ];
+  if (customSettings !== null) {
+    parts.push(`SELECT 'setting', name, pg_catalog.current_setting(name) FROM pg_catalog.pg_settings WHERE source = 'session' AND name NOT IN ('transaction_isolation', 'transaction_read_only', 'transaction_deferrable')`);
+    for (const name of customSettings) {
+      const literal = `'${name.replaceAll("'", "''")}'`;
+      parts.push(`SELECT 'setting', ${literal}, pg_catalog.current_setting(${literal}, true) WHERE pg_catalog.current_setting(${literal}, true) IS NOT NULL`);
+    }
+  }
+  return parts.join(' UNION ALL ');
+}
+
+function ready(status: TransactionStatus): Buffer {
+  return Buffer.from([READY, 0, 0, 0, 5, status === 'idle' ? 0x49 : status === 'open' ? 0x54 : 0x45]);
+}
+
+function frameOf(type: number): Buffer {
+  return Buffer.from([type, 0, 0, 0, 4]);
+}
+
+function parameterStatus(name: string, value: string): Buffer {
+  const body = Buffer.from(`${name}\0${value}\0`, 'utf8');
+  const frame = Buffer.alloc(5 + body.length);
+  frame[0] = PARAMETER_STATUS;
+  frame.writeInt32BE(4 + body.length, 1);
+  body.copy(frame, 5);
+  return frame;
+}
+
+/** Index of the zero byte that ends the string at `from`. */
+function terminator(bytes: Uint8Array, from: number, end: number): number {
+  const at = bytes.indexOf(0, from);
+  if (at < 0 || at >= end) throw new ProtocolViolation('a string without its terminator');
+  return at;
+}
+
+function printable(type: number): string {
+  return type >= 0x21 && type <= 0x7e ? `'${String.fromCharCode(type)}'` : `0x${type.toString(16).padStart(2, '0')}`;
+}

@@ -1,0 +1,296 @@
+import { createRequire } from 'node:module';
+import Table from 'cli-table3';
+import { type Capabilities, CONTRACT_VERSION, type Codec, CodedError, type PluginContext } from '../contract/index.js';
+import {
+  type Address,
+  type Config,
+  fileReader,
+  formatDuration,
+  formatSize,
+  type LimitsConfig,
+  type PluginUse,
+} from './config/index.js';
+import { type Extensions, startPlugin } from './registry.js';
+
+/** Version of this Outlive. */
+export const VERSION = (createRequire(import.meta.url)('outlive/package.json') as { version: string }).version;
+
+/** Something that is not protected, and what would change that. */
+export interface Gap {
+  /** Where in the configuration. */
+  readonly where: string;
+  readonly what: string;
+  /** What to do about it; null when nothing can be done. */
+  readonly fix: string | null;
+}
+
+/** What a configuration would run, as plain data. */
+export type CheckReport = ReturnType<typeof describeConfig>;
+
+const OFFLINE = 'OUTLIVE_CHECK_OFFLINE';
+
+/**
+ * Starts every plugin with its options, without letting it reach a server or run a command, so that wrong options and missing files
+ * show before the gateway runs.
+ */
+export async function tryPlugins(config: Config, extensions: Extensions): Promise<void> {
+  const stop = new AbortController();
+  const refuse = async (): Promise<never> => {
+    throw new CodedError(OFFLINE, 'plugin', 'A check does not reach servers and runs no commands.');
+  };
+  const silent = () => {};
+  const context: PluginContext = {
+    log: { debug: silent, info: silent, warn: silent, error: silent },
+    signal: stop.signal,
+    ask: refuse,
+    run: refuse,
+    readFile: fileReader(config.baseDir),
+  };
+  const uses: (PluginUse | null)[] = [
+    ...config.listeners.map((listener) => listener.credentials),
+    ...config.clusters.flatMap((cluster) => [cluster.promotion, cluster.fence]),
+  ];
+  try {
+    for (const use of uses) {
+      if (use === null) continue;
+      await startPlugin(extensions, use, context).catch((error: unknown) => {
+        // It got as far as its first question to the outside: its options are good.
+        if (!(error instanceof CodedError && error.code === OFFLINE)) throw error;
+      });
+    }
+  } finally {
+    stop.abort();
+  }
+}
+
+/** Says what a configuration would run, and what of it is not protected: plain data, sizes in bytes, times in ms. */
+export function describeConfig(config: Config, extensions: Extensions) {
+  return {
+    version: VERSION,
+    contract: CONTRACT_VERSION,
+    file: config.file,
+    listeners: config.listeners.map((listener) => {
+      const codec = extensions.codecs.get(listener.name)!;
+      const perClient = memoryPerClient(listener.limits);
+      return {
+        name: listener.name,
+        address: writeAddress(listener.listen),
+        codec: { name: codec.name, contract: codec.contract, capabilities: codec.capabilities },
+        auth: listener.auth,
+        credentials: listener.credentials?.plugin ?? null,
+        tls: listener.tls.mode,
+        cluster: listener.cluster,
+        limits: listener.limits,
+        failover: listener.failover,
+        memory: { perClient, total: perClient * listener.limits.clients },
+      };
+    }),
+    clusters: config.clusters.map((cluster) => ({
+      name: cluster.name,
+      servers: cluster.servers.map(({ name, host, port, tls }) => ({
+        name,
+        address: writeAddress({ host, port }),
+        tls,
+      })),
+      monitor: cluster.monitor && {
+        user: cluster.monitor.user,
+        database: cluster.monitor.database,
+        interval: cluster.monitor.interval,
+        timeout: cluster.monitor.timeout,
+      },
+      promotion: cluster.promotion && {
+        plugin: cluster.promotion.plugin,
+        after: cluster.promotion.after,
+        timeout: cluster.promotion.timeout,
+      },
+      fence: cluster.fence && { plugin: cluster.fence.plugin, timeout: cluster.fence.timeout },
+      spares: cluster.spares,
+      concurrentLogins: cluster.logins.concurrent,
+      silence: cluster.detection.silence,
+    })),
+    admin: config.admin && writeAddress(config.admin.listen),
+    unprotected: findGaps(config, extensions),
+  };
+}
+
+/** The request being read, the journal, the answers, the queue, and a backlog each way: what one client can fill at most. */
+function memoryPerClient({ request, journal, answers, queue, backlog }: LimitsConfig): number {
+  return request + journal + answers + queue + 2 * backlog;
+}
+
+const WITHOUT: Record<keyof Capabilities, string> = {
+  login: 'no session is moved: the codec cannot log in on its own',
+  state: 'the settings of a session are not restored: the codec does not follow them',
+  outcome: 'the outcome of an interrupted commit cannot be learnt',
+  comparison: 'a replay cannot be compared with what the client saw',
+  probe: 'the role of a server cannot be asked',
+};
+
+function findGaps(config: Config, extensions: Extensions): Gap[] {
+  const gaps: Gap[] = [];
+  const add = (where: string, what: string, fix: string | null) => gaps.push({ where, what, fix });
+  for (const listener of config.listeners) {
+    const where = `listener ${listener.name}`;
+    const codec = extensions.codecs.get(listener.name)!;
+    const exposed = !isLoopback(listener.listen.host);
+    if (listener.auth === 'trust' && exposed) {
+      add(
+        where,
+        'whoever reaches the address is let in as any user (auth: trust)',
+        'another auth, or listen on 127.0.0.1',
+      );
+    }
+    if (listener.auth === 'password' && listener.tls.mode !== 'require') {
+      add(
+        where,
+        `passwords can cross the network in clear text (tls: ${listener.tls.mode})`,
+        'tls: { mode: require }, or auth scram-sha-256',
+      );
+    } else if (listener.tls.mode === 'off' && exposed) {
+      add(where, 'the traffic of clients is not encrypted (tls: off)', 'tls: { mode: require, cert: ..., key: ... }');
+    }
+    for (const gap of codecGaps(codec)) add(where, gap, null);
+  }
+  for (const cluster of config.clusters) {
+    const where = `cluster ${cluster.name}`;
+    if (!config.listeners.some((listener) => listener.cluster === cluster.name)) {
+      add(where, 'no listener uses it', 'name it in a listener, or remove it');
+    }
+    if (cluster.servers.length === 1) {
+      add(
+        where,
+        'with one server there is nothing to fail over to: sessions survive its restart only',
+        'add a standby',
+      );
+    }
+    if (cluster.monitor === null) {
+      add(
+        where,
+        'nobody watches the servers: a silent loss, a switchover and the role of a server go unnoticed',
+        'add monitor',
+      );
+    } else if (cluster.promotion === null) {
+      add(
+        where,
+        'the gateway promotes no standby: sessions wait until someone else does',
+        'add promotion, or run a cluster manager',
+      );
+    }
+    if (cluster.fence === null) {
+      add(
+        where,
+        'a lost primary that is still alive may go on taking writes (split brain): nothing fences it',
+        'add fence, or a cluster manager that does',
+      );
+    }
+    for (const server of cluster.servers) {
+      if (server.tls === 'verify-full' || isLoopback(server.host)) continue;
+      const what = server.tls === 'off' ? 'is not encrypted' : 'can be intercepted: the server is not verified';
+      add(`${where}, server ${server.name}`, `the traffic to it ${what} (tls: ${server.tls})`, 'tls: verify-full');
+    }
+  }
+  if (config.admin !== null && !isLoopback(config.admin.listen.host)) {
+    add('admin', 'whoever reaches the address can read metrics and status', 'listen on 127.0.0.1');
+  }
+  return gaps;
+}
+
+function codecGaps(codec: Codec): string[] {
+  const missing = Object.entries(WITHOUT).filter(([key]) => !codec.capabilities[key as keyof Capabilities]);
+  return [...missing.map(([, what]) => what), ...codec.unprotected];
+}
+
+function isLoopback(host: string): boolean {
+  return /^(localhost|127\.\d+\.\d+\.\d+|::1)$/i.test(host) || host.startsWith('/');
+}
+
+/** `127.0.0.1:6432`, `[::1]:6432` */
+export function writeAddress({ host, port }: Address): string {
+  return `${host.includes(':') ? `[${host}]` : host}:${port}`;
+}
+
+/** A report for people, at most `width` columns wide. */
+export function renderReport(report: CheckReport, width = 100): string {
+  const parts = [
+    `Outlive ${report.version} (contract ${report.contract})${report.file === null ? '' : `, ${report.file}`}`,
+  ];
+  for (const listener of report.listeners) {
+    const { limits, failover, memory, codec } = listener;
+    const able = Object.entries(codec.capabilities).map(([name, present]) => `${present ? '' : 'no '}${name}`);
+    const perClient =
+      `request ${formatSize(limits.request)} + journal ${formatSize(limits.journal)} + answers ${formatSize(limits.answers)}` +
+      ` + queue ${formatSize(limits.queue)} + 2 x backlog ${formatSize(limits.backlog)} = ${formatSize(memory.perClient)}`;
+    parts.push(
+      table(width, `listener ${listener.name}`, [
+        ['address', listener.address],
+        ['codec', `${codec.name} (contract ${codec.contract}); ${able.join(', ')}`],
+        ['auth', `${listener.auth}${listener.credentials === null ? '' : `, users from ${listener.credentials}`}`],
+        ['tls', listener.tls],
+        ['cluster', listener.cluster],
+        [
+          'failover',
+          `wait ${formatDuration(failover.wait)}, ${failover.attempts} attempts, keepalive ${formatDuration(failover.keepalive)}, ` +
+            `lost commit: ${failover.lostCommit}, unprotected sessions: ${failover.unprotected}`,
+        ],
+        [
+          'limits',
+          `${limits.clients} clients, ${limits.greetings} greetings of ${formatDuration(limits.greetingTimeout)} at most`,
+        ],
+        ['memory', `at most ${perClient} per client, ${formatSize(memory.total)} for ${limits.clients} clients`],
+      ]),
+    );
+  }
+  for (const cluster of report.clusters) {
+    const { monitor, promotion, fence, spares } = cluster;
+    parts.push(
+      table(width, `cluster ${cluster.name}`, [
+        ...cluster.servers.map((server): [string, string] => [
+          `server ${server.name}`,
+          `${server.address}, tls ${server.tls}`,
+        ]),
+        [
+          'monitor',
+          monitor === null
+            ? 'none'
+            : `as ${monitor.user} in ${monitor.database}, every ${formatDuration(monitor.interval)}, ` +
+              `answer within ${formatDuration(monitor.timeout)}`,
+        ],
+        ['silence', `a silent, unreachable server is lost after ${formatDuration(cluster.silence)}`],
+        [
+          'promotion',
+          promotion === null
+            ? 'none'
+            : `${promotion.plugin}, after ${formatDuration(promotion.after)}, within ${formatDuration(promotion.timeout)}`,
+        ],
+        ['fence', fence === null ? 'none' : `${fence.plugin}, within ${formatDuration(fence.timeout)}`],
+        [
+          'spares',
+          spares.perIdentity === 0 ? 'none' : `${spares.perIdentity} per user and database, ${spares.total} in all`,
+        ],
+        ['logins', `${cluster.concurrentLogins} at a time per server`],
+      ]),
+    );
+  }
+  parts.push(`admin: ${report.admin === null ? 'none' : `http://${report.admin}/`}`);
+  parts.push(
+    report.unprotected.length === 0
+      ? 'Nothing known is left unprotected.'
+      : table(
+          width,
+          'NOT protected',
+          report.unprotected.map(({ where, what, fix }) => [where, fix === null ? what : `${what}\n-> ${fix}`]),
+        ),
+  );
+  return `${parts.join('\n\n')}\n`;
+}
+
+function table(width: number, title: string, rows: readonly [string, string][]): string {
+  const first = Math.max(...rows.map(([key]) => key.length)) + 2;
+  const result = new Table({
+    colWidths: [first, Math.max(30, width - first - 3)],
+    wordWrap: true,
+    style: { head: [], border: [] },
+  });
+  result.push(...rows.map((row) => [...row]));
+  return `${title}\n${result.toString()}`;
+}

@@ -1,0 +1,145 @@
+import { Command, CommanderError, InvalidArgumentError } from 'commander';
+import { CodedError, type Log } from '../contract/index.js';
+import { describeConfig, renderReport, tryPlugins, VERSION } from './check.js';
+import { type Config, ConfigError, loadConfig } from './config/index.js';
+import { createLog } from './log.js';
+import { loadExtensions } from './registry.js';
+
+/** A gateway that runs. */
+export interface RunningGateway {
+  readonly listeners: readonly { readonly name: string; readonly port: number }[];
+  stop(): Promise<void>;
+}
+
+/** The parts that commands load only when they need them. */
+export interface Parts {
+  gateway(): Promise<{ startGateway(config: Config, options: { log: Log }): Promise<RunningGateway> }>;
+  demo(): Promise<{ runDemo(options: DemoOptions): Promise<boolean> }>;
+}
+
+/** Options of the demo. */
+export interface DemoOptions {
+  /** Failovers to go through. */
+  readonly rounds: number;
+  readonly clients: number;
+  /** One JSON object at the end instead of a story. */
+  readonly json: boolean;
+  /** Writes a text to the standard output. */
+  readonly out: (text: string) => void;
+}
+
+/** The outside of the command line. */
+export interface Io {
+  out(text: string): void;
+  err(text: string): void;
+  readonly env: Readonly<Record<string, string | undefined>>;
+  /** Columns of the terminal. */
+  readonly columns: number;
+  /** Resolves with the name of the signal when the process is told to stop. */
+  stopped(): Promise<string>;
+}
+
+/** Exit codes: all is well; it failed while running; the usage or the configuration is wrong. */
+export const EXIT = { ok: 0, failed: 1, usage: 2 } as const;
+
+/** Runs a command line and resolves with its exit code. Errors are printed, never thrown. */
+export async function main(argv: readonly string[], io: Io, parts: Parts): Promise<number> {
+  let code: number = EXIT.ok;
+  const program = new Command('outlive')
+    .description('A gateway that lets database sessions outlive the servers behind them.')
+    .version(VERSION)
+    .showHelpAfterError('Try --help.')
+    .exitOverride()
+    .configureOutput({
+      writeOut: (text) => io.out(text),
+      writeErr: (text) => io.err(text),
+      outputError: (text, write) => write(text.replace(/^error: /, 'error OUTLIVE_USAGE: ')),
+    });
+
+  program
+    .command('run')
+    .description('run the gateway until SIGTERM or SIGINT')
+    .requiredOption('-c, --config <file>', 'the configuration (YAML)')
+    .action(async ({ config }: { config: string }) => {
+      await run(await loadConfig(config, io.env), io, parts);
+    });
+
+  program
+    .command('check')
+    .description('check a configuration and say what it would run, and what it would not protect')
+    .requiredOption('-c, --config <file>', 'the configuration (YAML)')
+    .option('--json', 'as JSON')
+    .action(async ({ config, json = false }: { config: string; json?: boolean }) => {
+      code = await check(config, json, io);
+    });
+
+  program
+    .command('demo')
+    .description('kill a real PostgreSQL under load, again and again, and count what the clients noticed')
+    .option('--rounds <n>', 'failovers', positive, 3)
+    .option('--clients <n>', 'clients', positive, 8)
+    .option('--json', 'as JSON')
+    .action(async ({ rounds, clients, json = false }: { rounds: number; clients: number; json?: boolean }) => {
+      const { runDemo } = await parts.demo();
+      if (!(await runDemo({ rounds, clients, json, out: io.out }))) code = EXIT.failed;
+    });
+
+  try {
+    await program.parseAsync(argv, { from: 'user' });
+    return code;
+  } catch (error) {
+    if (error instanceof CommanderError) return error.exitCode === 0 ? EXIT.ok : EXIT.usage;
+    io.err(`${writeError(error, io)}\n`);
+    return exitCodeOf(error);
+  }
+}
+
+async function run(config: Config, io: Io, parts: Parts): Promise<void> {
+  const log = createLog(config.log);
+  // Asked for first: a signal during the start must not be lost.
+  const stopped = io.stopped();
+  const { startGateway } = await parts.gateway();
+  const gateway = await startGateway(config, { log });
+  for (const { name, port } of gateway.listeners) log.info({ listener: name, port }, 'listening');
+  const signal = await stopped;
+  log.info({ signal }, 'stopping');
+  await gateway.stop();
+  log.info({}, 'stopped');
+}
+
+async function check(file: string, json: boolean, io: Io): Promise<number> {
+  try {
+    const config = await loadConfig(file, io.env);
+    const extensions = await loadExtensions(config);
+    await tryPlugins(config, extensions);
+    const report = describeConfig(config, extensions);
+    io.out(json ? `${JSON.stringify({ ok: true, ...report }, null, 2)}\n` : renderReport(report, io.columns));
+    return EXIT.ok;
+  } catch (error) {
+    if (!json) {
+      io.err(`${writeError(error, io)}\n`);
+    } else {
+      const { code = 'OUTLIVE_INTERNAL', message } = error as CodedError;
+      const problems = error instanceof ConfigError ? error.problems : [];
+      io.out(`${JSON.stringify({ ok: false, error: { code, message, problems } }, null, 2)}\n`);
+    }
+    return EXIT.usage;
+  }
+}
+
+function positive(text: string): number {
+  if (/^[1-9]\d{0,5}$/.test(text)) return Number(text);
+  throw new InvalidArgumentError('It must be a whole number from 1.');
+}
+
+function writeError(error: unknown, io: Io): string {
+  const text =
+    error instanceof CodedError
+      ? `error ${error.code}: ${error.message}`
+      : `error OUTLIVE_INTERNAL: ${error instanceof Error ? error.message : String(error)}`;
+  return io.env.OUTLIVE_DEBUG && error instanceof Error ? `${text}\n${error.stack}` : text;
+}
+
+function exitCodeOf(error: unknown): number {
+  return error instanceof CodedError && /^OUTLIVE_(CONFIG|PLUGIN)_/.test(error.code) ? EXIT.usage : EXIT.failed;
+}

@@ -1,0 +1,119 @@
+import { type Codec, CodedError, type Exchange, type Identity } from '../../contract/index.js';
+import type { Wire } from '../../io/index.js';
+import type { ServerConfig } from '../config/index.js';
+import { logIn } from './login.js';
+import { FIRST, Turns } from './logins.js';
+import { detach } from './monitor.js';
+import type { Outside } from './outside.js';
+
+export interface OwnOptions {
+  readonly server: ServerConfig;
+  readonly codec: Codec;
+  readonly outside: Outside;
+  readonly identity: Identity;
+  /** The server's login queue. */
+  readonly logins: Turns;
+}
+
+/** Connections at a time. After a failover every session in doubt asks at once; each question takes well under a millisecond. */
+const MAX = 4;
+/** An idle connection is closed after this time. */
+const IDLE_MS = 5000;
+
+interface Idle {
+  readonly wire: Wire;
+  rest: Uint8Array;
+  readonly forget: () => void;
+}
+
+/** The gateway's own connections to one server, for short questions. */
+export class OwnConnections {
+  readonly #options: OwnOptions;
+  readonly #stop = new AbortController();
+  readonly #turns = new Turns(MAX);
+  readonly #idle: Idle[] = [];
+
+  constructor(options: OwnOptions) {
+    this.#options = options;
+  }
+
+  /**
+   * Runs an exchange on a connection that is logged in as the monitor. When an idle connection turns out to be broken the exchange
+   * is made again and run on a new one, so it must be one that may be repeated.
+   */
+  run<R>(make: () => Exchange<R>, timeoutMs: number, signal: AbortSignal): Promise<R> {
+    const either = AbortSignal.any([signal, this.#stop.signal]);
+    return this.#turns.run(0, either, () => this.#run(make, timeoutMs, either));
+  }
+
+  /** Closes everything. */
+  stop(): void {
+    this.#stop.abort(new CodedError('OUTLIVE_STOPPING', 'gateway', 'the gateway stops'));
+    for (const { wire } of [...this.#idle]) this.#drop(wire);
+  }
+
+  async #run<R>(make: () => Exchange<R>, timeoutMs: number, signal: AbortSignal): Promise<R> {
+    const { codec, outside, server, identity, logins } = this.#options;
+    const began = outside.now();
+    const left = (): number => Math.max(1, timeoutMs - (outside.now() - began));
+    const over = async (wire: Wire, rest: Uint8Array): Promise<R> => {
+      try {
+        const done = await outside.run(wire, make(), { codec, server, rest, timeoutMs: left(), signal });
+        this.#keep(wire, done.rest);
+        return done.result;
+      } catch (error) {
+        wire.destroy();
+        throw error;
+      }
+    };
+    const idle = this.#idle.pop();
+    if (idle !== undefined) {
+      idle.forget();
+      detach(idle.wire);
+      try {
+        return await over(idle.wire, idle.rest);
+      } catch (error) {
+        if (!(error instanceof CodedError) || error.code !== 'OUTLIVE_EXCHANGE_CLOSED') throw error;
+      }
+    }
+    const login = await logins.run(FIRST, signal, () =>
+      logIn(outside, { codec, server, identity, startup: null, timeoutMs: left(), signal }),
+    );
+    if (login.ok) return over(login.wire, login.rest);
+    throw monitorRefused(server.name, login.error.code);
+  }
+
+  #keep(wire: Wire, rest: Uint8Array): void {
+    if (!wire.open) return;
+    if (this.#stop.signal.aborted) {
+      wire.destroy();
+      return;
+    }
+    const forget = this.#options.outside.after(IDLE_MS, () => this.#drop(wire));
+    const idle: Idle = { wire, rest, forget };
+    wire.onData = (chunk) => {
+      idle.rest = Buffer.concat([idle.rest, chunk]);
+    };
+    wire.onClose = () => this.#drop(wire);
+    wire.resume();
+    this.#idle.push(idle);
+  }
+
+  #drop(wire: Wire): void {
+    const index = this.#idle.findIndex((idle) => idle.wire === wire);
+    if (index === -1) return;
+    this.#idle[index].forget();
+    this.#idle.splice(index, 1);
+    detach(wire);
+    wire.destroy();
+  }
+}
+
+/** The server does not know the gateway's own user, or has no room for it. */
+export function monitorRefused(server: string, code: string): CodedError {
+  return new CodedError(
+    'OUTLIVE_MONITOR_REFUSED',
+    'config',
+    `server ${server} does not let the monitor in (${code}); check its user, database and password, and max_connections`,
+  );
+}

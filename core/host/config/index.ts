@@ -1,0 +1,21 @@
+export { fileReader } from './files.js';
+export { type Environment, loadConfig, normalizeConfig, parseConfig } from './load.js';
+export { ConfigError, type Problem } from './problems.js';
+export { type ConfigInput, configJsonSchema, type SecretInput } from './schema.js';
+export { Sensitive } from './sensitive.js';
+export type {
+  ActionUse,
+  Address,
+  ClusterConfig,
+  Config,
+  FailoverConfig,
+  LimitsConfig,
+  ListenerConfig,
+  LoadedFile,
+  LogConfig,
+  MonitorConfig,
+  PluginUse,
+  PromotionConfig,
+  ServerConfig,
+} from './types.js';
+export { formatDuration, formatSize, parseDuration, parseSize } from './units.js';

@@ -1,0 +1,370 @@
+import { createPrivateKey, X509Certificate } from 'node:crypto';
+import { readFileSync } from 'node:fs';
+import { resolve } from 'node:path';
+import { z } from 'zod';
+import { Sensitive } from './sensitive.js';
+import type { Address, LoadedFile } from './types.js';
+import { DURATION_PATTERN, formatDuration, parseDuration, parseSize, SIZE_PATTERN } from './units.js';
+
+/** What reading a configuration depends on besides its text. */
+export interface SchemaContext {
+  /** Directory that relative paths start from. */
+  readonly baseDir: string;
+  /** Environment that secrets are read from. */
+  readonly env: Readonly<Record<string, string | undefined>>;
+}
+
+/** A secret as the configuration names it: never the secret itself. A program may pass it wrapped. */
+export type SecretInput = { env: string } | { file: string } | Sensitive;
+
+/** What a program passes to `normalizeConfig`: the shape of the YAML file. */
+export type ConfigInput = z.input<ReturnType<typeof configSchema>>;
+
+/** The validated shape, before missing parts become null. */
+export type ConfigShape = z.output<ReturnType<typeof configSchema>>;
+
+const ADDRESS_PATTERN = /^(\[[0-9A-Fa-f:.%\w]+\]|[^\s:[\]]+):\d{1,5}$/;
+
+const name = () =>
+  z
+    .string()
+    .regex(/^[A-Za-z0-9][\w.-]*$/, 'must start with a letter or digit and hold only letters, digits, ".", "_", "-"');
+
+const text = () => z.string().min(1, 'must not be empty');
+
+const whole = (minimum: number, maximum: number) =>
+  z
+    .number()
+    .refine((value) => Number.isInteger(value) && value >= minimum && value <= maximum, {
+      error: `must be a whole number from ${minimum} to ${maximum}`,
+    })
+    .meta({ type: 'integer', minimum, maximum });
+
+function duration(minimum: number) {
+  return z
+    .string({
+      error: (issue) =>
+        issue.input === undefined ? undefined : 'must be a duration with its unit, such as "500ms", "30s", "2m"',
+    })
+    .meta({ pattern: DURATION_PATTERN.source })
+    .transform((value, context) => {
+      const ms = parseDuration(value);
+      if (ms !== null && ms >= minimum) return ms;
+      const message =
+        ms === null
+          ? `${JSON.stringify(value)} is not a duration; write one such as "500ms", "30s", "2m", "1h"`
+          : `${JSON.stringify(value)} is too short; the least is "${formatDuration(minimum)}"`;
+      context.addIssue({ code: 'custom', message });
+      return z.NEVER;
+    });
+}
+
+function size() {
+  return z
+    .string({
+      error: (issue) =>
+        issue.input === undefined ? undefined : 'must be a size with its unit, such as "64KiB", "16MiB", "1GB"',
+    })
+    .meta({ pattern: SIZE_PATTERN.source })
+    .transform((value, context) => {
+      const bytes = parseSize(value);
+      if (bytes !== null && bytes >= 1024) return bytes;
+      const message =
+        bytes === null
+          ? `${JSON.stringify(value)} is not a size; write one such as "64KiB", "16MiB", "1GB"`
+          : `${JSON.stringify(value)} is too small; the least is "1KiB"`;
+      context.addIssue({ code: 'custom', message });
+      return z.NEVER;
+    });
+}
+
+function address() {
+  return z
+    .string({
+      error: (issue) => (issue.input === undefined ? undefined : 'must be "host:port", such as "127.0.0.1:6432"'),
+    })
+    .meta({ pattern: ADDRESS_PATTERN.source })
+    .transform((value, context): Address => {
+      const colon = value.lastIndexOf(':');
+      const port = Number(value.slice(colon + 1));
+      if (ADDRESS_PATTERN.test(value) && port <= 65535) {
+        return { host: value.slice(0, colon).replace(/^\[|\]$/g, ''), port };
+      }
+      const message = /^[0-9A-Fa-f:]*:[0-9A-Fa-f:]*:[0-9A-Fa-f:]*$/.test(value)
+        ? `${JSON.stringify(value)}: put an IPv6 address in brackets, such as "[::1]:6432"`
+        : `${JSON.stringify(value)} is not "host:port", such as "127.0.0.1:6432" or "[::1]:6432", with a port up to 65535`;
+      context.addIssue({ code: 'custom', message });
+      return z.NEVER;
+    });
+}
+
+/** A file that must be readable now and pass `check`. */
+function file(context: SchemaContext, what: string, check: (content: string) => unknown) {
+  return text().transform((value, refinement): LoadedFile<string> => {
+    const path = resolve(context.baseDir, value);
+    let content: string;
+    try {
+      content = readFileSync(path, 'utf8');
+    } catch (error) {
+      refinement.addIssue({
+        code: 'custom',
+        message: `cannot read ${path} (${reasonOf(error)}); name a readable file`,
+      });
+      return z.NEVER;
+    }
+    try {
+      check(content);
+    } catch {
+      refinement.addIssue({ code: 'custom', message: `${path} is not ${what}` });
+      return z.NEVER;
+    }
+    return { file: path, text: content };
+  });
+}
+
+/** Issues of secrets carry this in `params`, so that the error's code tells a missing secret from a wrong key. */
+export const SECRET_ISSUE = 'secret';
+
+function secret(context: SchemaContext) {
+  const resolved = z
+    .unknown()
+    .meta({
+      oneOf: [
+        {
+          type: 'object',
+          properties: { env: { type: 'string', description: 'Name of the environment variable that holds it.' } },
+          required: ['env'],
+          additionalProperties: false,
+        },
+        {
+          type: 'object',
+          properties: {
+            file: { type: 'string', description: 'File that holds it; a trailing line break is dropped.' },
+          },
+          required: ['file'],
+          additionalProperties: false,
+        },
+      ],
+    })
+    .transform((value, refinement): Sensitive => {
+      const wrong = (message: string) => {
+        refinement.addIssue({ code: 'custom', message, params: { kind: SECRET_ISSUE } });
+        return z.NEVER;
+      };
+      if (value instanceof Sensitive) return value;
+      const form = 'write { env: NAME } or { file: path }';
+      if (typeof value !== 'object' || value === null)
+        return wrong(`a secret does not stand in the configuration itself; ${form}`);
+      const entries = Object.entries(value);
+      const [key, where] = entries[0] ?? [];
+      if (entries.length !== 1 || (key !== 'env' && key !== 'file') || typeof where !== 'string' || where === '') {
+        return wrong(`is not a reference to a secret; ${form}`);
+      }
+      if (key === 'env') {
+        const found = context.env[where];
+        return found
+          ? new Sensitive(found)
+          : wrong(`the environment variable ${where} is ${found === '' ? 'empty' : 'not set'}; set it`);
+      }
+      const path = resolve(context.baseDir, where);
+      try {
+        const found = readFileSync(path, 'utf8').replace(/\r?\n$/, '');
+        return found === '' ? wrong(`the file ${path} is empty; write the secret into it`) : new Sensitive(found);
+      } catch (error) {
+        return wrong(`cannot read ${path} (${reasonOf(error)}); name a readable file`);
+      }
+    });
+  return resolved as unknown as z.ZodType<Sensitive, SecretInput>;
+}
+
+function reasonOf(error: unknown): string {
+  const code = (error as NodeJS.ErrnoException).code;
+  return code === 'ENOENT' ? 'it does not exist' : code === 'EACCES' ? 'permission denied' : (code ?? 'unreadable');
+}
+
+const PLUGIN = 'The plugin: a built-in name, an npm package, or a path (./my-plugin.js) relative to this file.';
+
+/** The schema of the configuration. Transformations read files and secrets; its input side is the published JSON Schema. */
+export function configSchema(context: SchemaContext) {
+  const certificate = (content: string) => new X509Certificate(content);
+
+  const limits = z
+    .strictObject({
+      clients: whole(1, 1_000_000).default(1000).describe('Clients at a time; more are refused politely.'),
+      request: size().prefault('64MiB').describe('Largest request of a client; a larger one is refused.'),
+      journal: size()
+        .prefault('16MiB')
+        .describe('Requests remembered of an open transaction; beyond it, the transaction is not replayed.'),
+      answers: size()
+        .prefault('256KiB')
+        .describe('Answers of an open transaction kept as they came; beyond it, as a digest.'),
+      queue: size()
+        .prefault('1MiB')
+        .describe('What a client may send during a failover before its socket is no longer read.'),
+      backlog: size()
+        .prefault('1MiB')
+        .describe('Bytes that wait for a slow reader, each way, before the other side is no longer read.'),
+      greetingTimeout: duration(100).prefault('10s').describe('How long a client may take to log in.'),
+      greetings: whole(1, 1_000_000).default(200).describe('Connections at a time that have not logged in yet.'),
+    })
+    .prefault({})
+    .describe('Limits of this listener. Every queue has one.');
+
+  const failover = z
+    .strictObject({
+      wait: duration(100)
+        .prefault('30s')
+        .describe('How long a session waits for a server before its client gets an error.'),
+      attempts: whole(1, 100).default(5).describe('Replays of one session in a row before its client gets an error.'),
+      keepalive: duration(100)
+        .prefault('5s')
+        .describe('How often a client that waits during a failover is told that it is not forgotten.'),
+      lostCommit: z
+        .enum(['stop', 'continue'])
+        .default('continue')
+        .describe(
+          'What to do when a commit that the client was told of is missing on the promoted server (asynchronous replication): stop ends the session, continue goes on and counts it.',
+        ),
+      unprotected: z
+        .enum(['allow', 'refuse'])
+        .default('allow')
+        .describe('What to do with sessions that cannot be replayed: allow relays them as they are, refuse ends them.'),
+    })
+    .prefault({})
+    .describe('What happens to the sessions of this listener when a server is lost.');
+
+  const listener = z.strictObject({
+    name: name().describe('Name of the listener, unique; appears in logs and metrics.'),
+    codec: text().describe(
+      'The protocol: a built-in name (postgres), an npm package, or a path (./my-codec.js) relative to this file.',
+    ),
+    options: z.record(z.string(), z.unknown()).default({}).describe("The codec's own options."),
+    listen: address().describe('Address that clients connect to: host:port or [::1]:port; port 0 takes a free one.'),
+    cluster: text().describe('Name of the cluster that stands behind it.'),
+    auth: text().describe(
+      'How clients prove who they are: one of the ways that the codec knows, such as scram-sha-256.',
+    ),
+    credentials: z
+      .looseObject({ plugin: text().describe(PLUGIN) })
+      .optional()
+      .describe("Where the users' secrets come from: a plugin with its own options. Not needed with auth: trust."),
+    tls: z
+      .strictObject({
+        mode: z
+          .enum(['off', 'allow', 'require'])
+          .default('off')
+          .describe('off: no TLS; allow: for clients that ask; require: clients without TLS are refused.'),
+        cert: file(context, 'a PEM certificate', certificate)
+          .optional()
+          .describe('File with the certificate chain (PEM), relative to this file.'),
+        key: file(context, 'a PEM private key without a passphrase', (content) => createPrivateKey(content))
+          .transform((loaded): LoadedFile<Sensitive> => ({ file: loaded.file, text: new Sensitive(loaded.text) }))
+          .optional()
+          .describe('File with the private key (PEM, no passphrase), relative to this file.'),
+      })
+      .prefault({})
+      .describe('TLS towards the clients.'),
+    limits,
+    failover,
+  });
+
+  const server = z.strictObject({
+    name: name().describe('Name of the server, unique in the cluster.'),
+    host: text().describe('Host name or address.'),
+    port: whole(1, 65535).describe('Port that it listens on.'),
+    tls: z
+      .enum(['off', 'prefer', 'require', 'verify-full'])
+      .default('prefer')
+      .describe(
+        'TLS towards the server: off; prefer: if it offers it; require: always, unverified; verify-full: certificate and host name are verified.',
+      ),
+    ca: file(context, 'a PEM certificate', certificate)
+      .optional()
+      .describe("File with the authority's certificates (PEM) for verify-full; without it the well-known ones count."),
+  });
+
+  const cluster = z.strictObject({
+    name: name().describe('Name of the cluster, unique.'),
+    servers: z
+      .array(server)
+      .min(1, 'needs at least one server')
+      .describe('The servers: one primary and its standbys, in any order.'),
+    monitor: z
+      .strictObject({
+        user: text().describe("The gateway's own user on the servers."),
+        database: text().default('postgres').describe('Database that it connects to.'),
+        password: secret(context).optional().describe('Its password: { env: NAME } or { file: path }.'),
+        interval: duration(50).prefault('500ms').describe('How often each server is asked.'),
+        timeout: duration(50).prefault('2s').describe('How long an answer may take.'),
+      })
+      .optional()
+      .describe('How the servers are watched. Without it no failover is noticed other than by broken connections.'),
+    promotion: z
+      .looseObject({
+        after: duration(100).prefault('1s').describe('How long the primary must be unreachable.'),
+        plugin: text().default('command').describe(PLUGIN),
+        timeout: duration(100).prefault('30s').describe('How long the promotion may take.'),
+      })
+      .optional()
+      .describe(
+        "The gateway promotes a standby itself, with a plugin and its options. Without it someone else's promotion is followed.",
+      ),
+    fence: z
+      .looseObject({
+        plugin: text().default('command').describe(PLUGIN),
+        timeout: duration(100).prefault('10s').describe('How long the fencing may take.'),
+      })
+      .optional()
+      .describe('Makes a lost primary unable to act before another one is promoted: a plugin with its options.'),
+    spares: z
+      .strictObject({
+        perIdentity: whole(0, 10_000).default(0).describe('Warm sessions per user and database.'),
+        total: whole(0, 100_000).default(200).describe('Warm sessions in all.'),
+      })
+      .prefault({})
+      .describe('Sessions held logged in on the standby, so that a failover does not begin with a storm of logins.'),
+    logins: z
+      .strictObject({ concurrent: whole(1, 10_000).default(8).describe('Logins at a time on one server.') })
+      .prefault({})
+      .describe('Keeps a promoted server from being trampled.'),
+    detection: z
+      .strictObject({
+        silence: duration(500)
+          .prefault('10s')
+          .describe(
+            'A server connection that owes an answer is lost when the monitor cannot reach the server for this long.',
+          ),
+      })
+      .prefault({})
+      .describe('How a silent loss of a server is noticed.'),
+  });
+
+  return z.strictObject({
+    listeners: z.array(listener).min(1, 'needs at least one listener').describe('Where clients connect to.'),
+    clusters: z.array(cluster).min(1, 'needs at least one cluster').describe('The databases behind the listeners.'),
+    admin: z
+      .strictObject({ listen: address().describe('Address of the admin interface: host:port.') })
+      .optional()
+      .describe('HTTP interface for operators: /metrics, /health, /status.'),
+    log: z
+      .strictObject({
+        level: z
+          .enum(['debug', 'info', 'warn', 'error', 'silent'])
+          .default('info')
+          .describe('The least important messages that are written.'),
+        pretty: z.boolean().default(false).describe('Lines for people instead of JSON.'),
+      })
+      .prefault({})
+      .describe('What is logged.'),
+  });
+}
+
+/** The JSON Schema of the configuration file, for editors. */
+export function configJsonSchema(): Record<string, unknown> {
+  const schema = z.toJSONSchema(configSchema({ baseDir: '.', env: {} }), {
+    io: 'input',
+    target: 'draft-7',
+    reused: 'inline',
+  });
+  return { ...schema, title: 'Outlive configuration' };
+}

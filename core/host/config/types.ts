@@ -1,0 +1,124 @@
+import type { Sensitive } from './sensitive.js';
+
+/** Where to listen. Port 0 means a free port. */
+export interface Address {
+  readonly host: string;
+  readonly port: number;
+}
+
+/** A file that was read and checked when the configuration was loaded. */
+export interface LoadedFile<T> {
+  /** Absolute path. */
+  readonly file: string;
+  /** Its text (PEM). */
+  readonly text: T;
+}
+
+/** A plugin as the configuration asks for it. */
+export interface PluginUse {
+  /** A built-in name, an npm package, or a path. */
+  readonly plugin: string;
+  /** The plugin's own options, as written (`timeout` of promotion and fence in milliseconds). */
+  readonly options: Readonly<Record<string, unknown>>;
+  /** Where it stands in the configuration, for messages. */
+  readonly path: string;
+}
+
+/** A plugin that acts on a server of the cluster. */
+export interface ActionUse extends PluginUse {
+  /** How long one action may take, in ms. */
+  readonly timeout: number;
+}
+
+/** Promotion by the gateway. */
+export interface PromotionConfig extends ActionUse {
+  /** How long the primary must be unreachable before a standby is promoted, in ms. */
+  readonly after: number;
+}
+
+/** Limits of one listener; sizes in bytes, times in ms. */
+export interface LimitsConfig {
+  readonly clients: number;
+  readonly request: number;
+  readonly journal: number;
+  readonly answers: number;
+  readonly queue: number;
+  readonly backlog: number;
+  readonly greetingTimeout: number;
+  readonly greetings: number;
+}
+
+/** What a listener does when a server is lost; times in ms. */
+export interface FailoverConfig {
+  readonly wait: number;
+  readonly attempts: number;
+  readonly keepalive: number;
+  readonly lostCommit: 'stop' | 'continue';
+  readonly unprotected: 'allow' | 'refuse';
+}
+
+/** One listener, normalized. */
+export interface ListenerConfig {
+  readonly name: string;
+  readonly codec: string;
+  readonly options: Readonly<Record<string, unknown>>;
+  readonly listen: Address;
+  readonly cluster: string;
+  readonly auth: string;
+  readonly credentials: PluginUse | null;
+  readonly tls: {
+    readonly mode: 'off' | 'allow' | 'require';
+    readonly cert: LoadedFile<string> | null;
+    readonly key: LoadedFile<Sensitive> | null;
+  };
+  readonly limits: LimitsConfig;
+  readonly failover: FailoverConfig;
+}
+
+/** One database server. */
+export interface ServerConfig {
+  readonly name: string;
+  readonly host: string;
+  readonly port: number;
+  readonly tls: 'off' | 'prefer' | 'require' | 'verify-full';
+  readonly ca: LoadedFile<string> | null;
+}
+
+/** How the gateway watches the servers of a cluster; times in ms. */
+export interface MonitorConfig {
+  readonly user: string;
+  readonly database: string;
+  readonly password: Sensitive | null;
+  readonly interval: number;
+  readonly timeout: number;
+}
+
+/** One cluster, normalized. */
+export interface ClusterConfig {
+  readonly name: string;
+  readonly servers: readonly ServerConfig[];
+  readonly monitor: MonitorConfig | null;
+  readonly promotion: PromotionConfig | null;
+  readonly fence: ActionUse | null;
+  readonly spares: { readonly perIdentity: number; readonly total: number };
+  readonly logins: { readonly concurrent: number };
+  readonly detection: { readonly silence: number };
+}
+
+/** How the gateway logs. */
+export interface LogConfig {
+  readonly level: 'debug' | 'info' | 'warn' | 'error' | 'silent';
+  readonly pretty: boolean;
+}
+
+/** A whole configuration: valid, complete, in milliseconds and bytes, with its secrets and files at hand. */
+export interface Config {
+  /** The file it came from; null when a program made it. */
+  readonly file: string | null;
+  /** Directory that relative paths start from. */
+  readonly baseDir: string;
+  readonly listeners: readonly ListenerConfig[];
+  readonly clusters: readonly ClusterConfig[];
+  readonly admin: { readonly listen: Address } | null;
+  readonly log: LogConfig;
+}

@@ -1,0 +1,163 @@
+import { Counter, collectDefaultMetrics, Gauge, Registry } from 'prom-client';
+
+/** Upper bounds of the buckets that pauses are counted in, in seconds. */
+export const PAUSE_BUCKETS: readonly number[] = [0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60];
+
+/** Counts by one name (a result, a reason, a code). */
+export type Tally = Map<string, number>;
+
+/**
+ * What the gateway counts: plain numbers, so that the hot path pays an addition and nothing else. Metrics and status
+ * read them when asked.
+ */
+export class Stats {
+  /** Sessions now, by listener, then state. Kept by {@link moveSession}. */
+  readonly sessions = new Map<string, Tally>();
+  /** Sessions since the start, by listener. Kept by {@link moveSession}. */
+  readonly sessionsTotal: Tally = new Map();
+  /** Requests of clients. */
+  requests = 0;
+  /** Units of work that ended. */
+  units = 0;
+  /** Failovers seen, by cluster. */
+  readonly failovers: Tally = new Map();
+  /** Replays, by result. */
+  readonly replays: Tally = new Map();
+  /** Outcomes of interrupted commits, by outcome. */
+  readonly outcomes: Tally = new Map();
+  /** Commits whose answer was lost with the server. */
+  inDoubt = 0;
+  /** Replays that were answered differently from what the client had seen. */
+  divergences = 0;
+  /** Commits that the client was told of and the promoted server does not have. */
+  lostCommits = 0;
+  /** Bytes from clients ... */
+  bytesFromClients = 0;
+  /** ... and to them. */
+  bytesToClients = 0;
+  /** Logins to servers, by result. */
+  readonly logins: Tally = new Map();
+  /** Sessions or units that could not be replayed, by reason. */
+  readonly unprotected: Tally = new Map();
+  /** Streams that could not be understood any more. */
+  outOfSync = 0;
+  /** Errors that the gateway answered with, by code. */
+  readonly errors: Tally = new Map();
+  /** Pauses of sessions: how many, their sum in seconds, and how many per bucket of {@link PAUSE_BUCKETS} (not cumulated). */
+  readonly pauses = { count: 0, sum: 0, buckets: new Array<number>(PAUSE_BUCKETS.length).fill(0) };
+
+  /** Adds one to a tally. */
+  count(tally: Tally, name: string): void {
+    tally.set(name, (tally.get(name) ?? 0) + 1);
+  }
+
+  /** A session of a listener changes its state; `from` is null when it begins, `to` when it ends. */
+  moveSession(listener: string, from: string | null, to: string | null): void {
+    let states = this.sessions.get(listener);
+    if (states === undefined) this.sessions.set(listener, (states = new Map()));
+    if (from === null) this.count(this.sessionsTotal, listener);
+    else states.set(from, (states.get(from) ?? 0) - 1);
+    if (to !== null) this.count(states, to);
+  }
+
+  /** A session went on after a pause. */
+  pause(seconds: number): void {
+    this.pauses.count++;
+    this.pauses.sum += seconds;
+    const bucket = PAUSE_BUCKETS.findIndex((bound) => seconds <= bound);
+    if (bucket !== -1) this.pauses.buckets[bucket]++;
+  }
+
+  /** Everything as plain data, for the status page. */
+  toJSON(): Record<string, unknown> {
+    const plain = (value: unknown): unknown =>
+      value instanceof Map ? Object.fromEntries([...value].map(([key, inner]) => [key, plain(inner)])) : value;
+    return Object.fromEntries(Object.entries(this).map(([key, value]) => [key, plain(value)]));
+  }
+}
+
+/** The metrics of one gateway, for Prometheus. */
+export interface Metrics {
+  readonly contentType: string;
+  /** All metrics in the text format. */
+  text(): Promise<string>;
+}
+
+/** Offers the counters, and Node's own metrics, to Prometheus. */
+export function createMetrics(stats: Stats): Metrics {
+  const registry = new Registry();
+  const registers = [registry];
+  collectDefaultMetrics({ register: registry });
+
+  const counter = (name: string, help: string, read: () => number) =>
+    new Counter({
+      name,
+      help,
+      registers,
+      collect() {
+        this.reset();
+        this.inc(read());
+      },
+    });
+  const tally = (name: string, help: string, label: string, read: () => Iterable<[string, number]>) =>
+    new Counter({
+      name,
+      help,
+      registers,
+      labelNames: [label],
+      collect() {
+        this.reset();
+        for (const [key, value] of read()) this.inc({ [label]: key }, value);
+      },
+    });
+
+  new Gauge({
+    name: 'outlive_sessions',
+    help: 'Sessions now, by listener and state.',
+    registers,
+    labelNames: ['listener', 'state'],
+    collect() {
+      this.reset();
+      for (const [listener, states] of stats.sessions) {
+        for (const [state, value] of states) this.set({ listener, state }, value);
+      }
+    },
+  });
+  tally('outlive_sessions_total', 'Sessions since the start.', 'listener', () => stats.sessionsTotal);
+  counter('outlive_requests_total', 'Requests of clients.', () => stats.requests);
+  counter('outlive_units_total', 'Units of work that ended.', () => stats.units);
+  tally('outlive_failovers_total', 'Failovers seen.', 'cluster', () => stats.failovers);
+  tally('outlive_replays_total', 'Replays of open transactions.', 'result', () => stats.replays);
+  tally('outlive_outcomes_total', 'Outcomes of interrupted commits.', 'outcome', () => stats.outcomes);
+  counter('outlive_in_doubt_total', 'Commits whose answer was lost.', () => stats.inDoubt);
+  counter('outlive_divergences_total', 'Replays answered differently than before.', () => stats.divergences);
+  counter('outlive_lost_commits_total', 'Acknowledged commits missing after a failover.', () => stats.lostCommits);
+  tally('outlive_bytes_total', 'Bytes relayed, by direction seen from the client.', 'direction', () => [
+    ['from_client', stats.bytesFromClients],
+    ['to_client', stats.bytesToClients],
+  ]);
+  tally('outlive_logins_total', 'Logins to servers.', 'result', () => stats.logins);
+  tally(
+    'outlive_unprotected_total',
+    'Sessions and units that could not be replayed.',
+    'reason',
+    () => stats.unprotected,
+  );
+  counter('outlive_out_of_sync_total', 'Streams that could not be understood.', () => stats.outOfSync);
+  tally('outlive_errors_total', 'Errors that the gateway answered with.', 'code', () => stats.errors);
+
+  return { contentType: registry.contentType, text: async () => (await registry.metrics()) + pauseHistogram(stats) };
+}
+
+/** prom-client's histogram cannot be given numbers, only observations; these were counted in {@link Stats} when they happened. */
+function pauseHistogram({ pauses }: Stats): string {
+  const name = 'outlive_pause_seconds';
+  const lines = [`# HELP ${name} How long sessions paused because of a failover.`, `# TYPE ${name} histogram`];
+  let below = 0;
+  PAUSE_BUCKETS.forEach((bound, index) => {
+    below += pauses.buckets[index];
+    lines.push(`${name}_bucket{le="${bound}"} ${below}`);
+  });
+  lines.push(`${name}_bucket{le="+Inf"} ${pauses.count}`, `${name}_sum ${pauses.sum}`, `${name}_count ${pauses.count}`);
+  return `\n${lines.join('\n')}\n`;
+}

@@ -1,0 +1,56 @@
+import * as net from 'node:net';
+import { StreamWire } from './stream-wire.js';
+import {
+  type Attempt,
+  type ConnectOptions,
+  DEFAULT_BACKLOG,
+  Gate,
+  type Listener,
+  type ListenOptions,
+} from './tcp-options.js';
+import { KEEPALIVE_SECONDS, type Wire } from './wire.js';
+
+const SOCKET_OPTIONS = {
+  allowHalfOpen: true,
+  noDelay: true,
+  keepAlive: true,
+  keepAliveInitialDelay: KEEPALIVE_SECONDS * 1000,
+};
+
+/** Listens with the public API. @param address numeric */
+export async function listenStream(address: string, options: ListenOptions): Promise<Listener> {
+  const gate = new Gate(options);
+  const server = net.createServer({ ...SOCKET_OPTIONS, pauseOnConnect: true });
+  server.on('connection', (socket) => gate.admit(() => new StreamWire(socket, options)));
+  await new Promise<void>((resolve, reject) => {
+    server.once('error', reject);
+    server.listen({ host: address, port: options.port, backlog: options.backlog ?? DEFAULT_BACKLOG }, resolve);
+  });
+  server.removeAllListeners('error');
+  server.on('error', (error) => options.onError?.(error));
+  return {
+    port: (server.address() as net.AddressInfo).port,
+    close: async () => {
+      gate.close();
+      // Its callback would wait for every connection; the port itself is free at once.
+      server.close();
+    },
+    pauseAccepting: () => gate.pause(),
+    resumeAccepting: () => gate.resume(),
+  };
+}
+
+/** Connects with the public API. @param address numeric */
+export function attemptStream(address: string, options: ConnectOptions): Attempt {
+  const socket = net.connect({ ...SOCKET_OPTIONS, host: address, port: options.port });
+  // Reading must not begin on its own once the connection is there.
+  socket.pause();
+  const wire = new Promise<Wire>((resolve, reject) => {
+    socket.once('error', reject);
+    socket.once('connect', () => {
+      socket.off('error', reject);
+      resolve(new StreamWire(socket, options));
+    });
+  });
+  return { wire, cancel: () => socket.destroy() };
+}

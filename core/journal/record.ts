@@ -1,0 +1,119 @@
+import { createHash, type Hash } from 'node:crypto';
+import type { Codec, Request, SessionCodec, TransactionStatus } from '../contract/index.js';
+
+/** What verifying needs of a codec: how frames are cut and which of their bytes count. */
+export interface Canon {
+  frameLength: Codec['frameLength'];
+  canonical: SessionCodec['canonical'];
+  verbatim: SessionCodec['verbatim'];
+}
+
+/**
+ * The answer to one request as the client received it: kept by reference up to a budget, beyond it folded into a digest of its
+ * canonical form. The ready that ends it is not part of it; its status is kept beside.
+ */
+export class AnswerLog {
+  /** Received chunks, whole frames but for the last one when it is still streaming. */
+  chunks: Uint8Array[] = [];
+  /** Bytes in `chunks`. */
+  bytes = 0;
+  /** Digest of what was folded, and how many canonical bytes it covers. */
+  private hash: Hash | null = null;
+  foldedBytes = 0;
+  /** Bytes of a streaming frame still to come that count as they are. */
+  private streaming = 0;
+
+  /** @returns true when nothing was released yet */
+  get empty(): boolean {
+    return this.bytes === 0 && this.hash === null;
+  }
+
+  /** True when the answer is only known by its digest. */
+  get folded(): boolean {
+    return this.hash !== null;
+  }
+
+  append(chunk: Uint8Array): void {
+    this.chunks.push(chunk);
+    this.bytes += chunk.length;
+  }
+
+  /** Folds what is kept into the digest and frees it. */
+  fold(canon: Canon): void {
+    this.hash ??= createHash('sha256');
+    for (const piece of this.drain(canon)) {
+      this.hash.update(piece);
+      this.foldedBytes += piece.length;
+    }
+    this.chunks = [];
+    this.bytes = 0;
+  }
+
+  /** @returns the digest of the first `foldedBytes` canonical bytes */
+  digest(): Buffer {
+    return this.hash!.copy().digest();
+  }
+
+  /** @returns the canonical bytes of the kept chunks, in order */
+  canonicalBytes(canon: Canon): Uint8Array[] {
+    const streaming = this.streaming;
+    const pieces = [...this.drain(canon)];
+    this.streaming = streaming;
+    return pieces;
+  }
+
+  /** Number of frames of the kept chunks that answer the request. */
+  frames(canon: Canon): number {
+    let count = 0;
+    const all = Buffer.concat(this.chunks);
+    for (let at = 0; at < all.length; at += canon.frameLength(all, at, all.length)) {
+      if (canon.verbatim(all, at) || canon.canonical(all, at, at + canon.frameLength(all, at, all.length)) !== null) count++;
+    }
+    return count;
+  }
+
+  /** Canonical pieces in order; frames that count as they are and follow each other come as one piece. */
+  private *drain(canon: Canon): Generator<Uint8Array> {
+    const all = this.chunks.length === 1 ? this.chunks[0] : Buffer.concat(this.chunks);
+    let at = Math.min(this.streaming, all.length);
+    this.streaming -= at;
+    let run = 0;
+    while (at < all.length) {
+      const length = canon.frameLength(all, at, all.length);
+      if (canon.verbatim(all, at)) {
+        at += length;
+        continue;
+      }
+      if (at > run) yield all.subarray(run, at);
+      const piece = canon.canonical(all, at, at + length);
+      if (piece !== null) yield piece;
+      at += length;
+      run = at;
+    }
+    this.streaming += Math.max(0, at - all.length);
+    if (run < all.length) yield all.subarray(run, all.length);
+  }
+}
+
+/** One request of the open unit of work, with what the client sent for it and what it got. */
+export class RequestRecord {
+  /** The request's bytes, and bulk input that followed. By reference. */
+  readonly input: Uint8Array[] = [];
+  inputBytes = 0;
+  readonly answer = new AnswerLog();
+  /** The status at its ready point, once the client has it (or, for a joined part, once the server told it). */
+  status: TransactionStatus | null = null;
+
+  constructor(readonly request: Request) {}
+
+  addInput(bytes: Uint8Array): void {
+    this.input.push(bytes);
+    this.inputBytes += bytes.length;
+  }
+
+  /** Gives the memory of the input back: the record can no longer be repeated. */
+  dropInput(): void {
+    this.input.length = 0;
+    this.inputBytes = 0;
+  }
+}

@@ -1,0 +1,66 @@
+import { createHash, type Hash } from 'node:crypto';
+import type { Canon, RequestRecord } from './record.js';
+
+/** `more`: equal so far. `differs`: divergence. A number: the client's prefix ended that many bytes into the given bytes; from there on everything is new to it. */
+export type Verdict = 'more' | 'differs' | number;
+
+/**
+ * Compares the answer of a repeated request with what the client received the first time. The comparison runs over canonical
+ * bytes: what answers no request (notices, parameter changes) and texts that may differ legally do not count.
+ */
+export class Verifier {
+  private readonly expected: Uint8Array[];
+  private index = 0;
+  private offset = 0;
+  private hash: Hash | null = null;
+  private hashLeft = 0;
+
+  constructor(
+    private readonly record: RequestRecord,
+    canon: Canon,
+  ) {
+    // Bytes that are already folded come first, what was kept afterwards follows.
+    this.expected = record.answer.canonicalBytes(canon);
+    if (record.answer.folded) {
+      this.hash = createHash('sha256');
+      this.hashLeft = record.answer.foldedBytes;
+    }
+  }
+
+  /** True when all that the client received has been seen again. */
+  get satisfied(): boolean {
+    return this.hash === null && this.index >= this.expected.length;
+  }
+
+  /**
+   * The next canonical bytes of the repeated answer.
+   * @returns see {@link Verdict}; a number only when the prefix ends inside or at the end of these bytes and bytes are left
+   */
+  feed(piece: Uint8Array): Verdict {
+    let at = 0;
+    while (at < piece.length) {
+      if (this.hash !== null) {
+        const n = Math.min(this.hashLeft, piece.length - at);
+        this.hash.update(piece.subarray(at, at + n));
+        this.hashLeft -= n;
+        at += n;
+        if (this.hashLeft === 0) {
+          if (!this.hash.digest().equals(this.record.answer.digest())) return 'differs';
+          this.hash = null;
+        }
+        continue;
+      }
+      if (this.index >= this.expected.length) return at;
+      const want = this.expected[this.index];
+      const n = Math.min(want.length - this.offset, piece.length - at);
+      if (Buffer.compare(want.subarray(this.offset, this.offset + n), piece.subarray(at, at + n)) !== 0) return 'differs';
+      this.offset += n;
+      at += n;
+      if (this.offset === want.length) {
+        this.index++;
+        this.offset = 0;
+      }
+    }
+    return 'more';
+  }
+}

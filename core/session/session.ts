@@ -1,0 +1,1222 @@
+import {
+  BACKEND,
+  CodedError,
+  FORWARD,
+  type FrameHeader,
+  FRONTEND,
+  type GatewayError,
+  type Injection,
+  type LoginResult,
+  RELAY,
+  type Request,
+  type ServerError,
+  type SessionCodec,
+  type Sink,
+  type TransactionStatus,
+  VERDICT,
+} from '../contract/index.js';
+import { type Canon, RequestRecord } from '../journal/record.js';
+import { Verifier } from '../journal/verify.js';
+import { ByteWindow } from '../stream/queue.js';
+import { type Event, next, type State } from './states.js';
+import { Unit } from './unit.js';
+
+/** Bounds of one session, in bytes. */
+export interface SessionLimits {
+  /** One request. */
+  readonly request: number;
+  /** What the client sent in the open unit. */
+  readonly journal: number;
+  /** What is kept of the answers of the open unit before they are folded into a digest. */
+  readonly answers: number;
+  /** Requests held while there is no server. */
+  readonly queue: number;
+}
+
+/** What a session does to the world. Implemented by the host; bytes given to it must not be changed afterwards. */
+export interface SessionIo {
+  toClient(bytes: Uint8Array): void;
+  toServer(bytes: Uint8Array): void;
+  /** Stop or go on reading from the client. */
+  readClient(on: boolean): void;
+  /** Stop or go on reading from the server. */
+  readServer(on: boolean): void;
+  /** The server said this; is it a failover or someone's will? Answered by `intent()` or `lost()`. */
+  doubt(error: ServerError): void;
+  /** The server connection is void: close it and find another. Answered by `attach()` ... */
+  recover(): void;
+  /** The replay ended. `attempt` again on a retryable failure. */
+  replayed(result: 'done' | 'diverged' | 'retry'): void;
+  /** A commit that was acknowledged to the client had this position. */
+  acknowledged(position: bigint): void;
+  /** Close the client's connection after what was written. */
+  closeClient(): void;
+  /** A coded thing happened that users count. */
+  count(what: 'unit' | 'divergence' | 'unprotected' | 'out-of-sync' | 'in-doubt', label: string): void;
+}
+
+/** Counters that the hot path increments; read by the metrics. */
+export interface SessionStats {
+  requests: number;
+  units: number;
+}
+
+/** A request that waits, with the input that follows it. `record` when it is a repeated one. */
+interface Item {
+  readonly request: Request;
+  readonly input: Uint8Array[];
+  readonly record: RequestRecord | null;
+}
+
+/** An answer that is awaited. */
+class Pending {
+  record: RequestRecord | null = null;
+  injection: Injection | null = null;
+  readies = 1;
+  onDone: (() => void) | null = null;
+  verifier: Verifier | null = null;
+  /** An answered record being repeated: its end is the next step of the replay. */
+  replay = false;
+  failed = false;
+  gates = false;
+  /** Notices that come with an injection are the client's. */
+  notices = false;
+}
+
+/** Frames up to this size reach the client whole, so that the gateway can speak between any two of them. */
+const WHOLE = 64 * 1024;
+const EMPTY = new Uint8Array(0);
+
+/**
+ * One session: between a client that stays and servers that come and go. Pure: bytes in, bytes out through {@link SessionIo};
+ * no socket, no clock. See ARCHITECTURE.md, "Life of a session".
+ */
+export class Session implements Sink {
+  state: State = 'connecting';
+  /** What the client was last told about its transaction. */
+  clientStatus: TransactionStatus = 'idle';
+  readonly unit = new Unit();
+
+  // From the client.
+  private readonly window = new ByteWindow();
+  private scan = 0;
+  private expected = 0;
+  private inputLeft = 0;
+  private queue: Item[] = [];
+  private queued = 0;
+  private clientPaused = false;
+
+  // To the server: one contiguous region is written at once.
+  private outBytes: Uint8Array = EMPTY;
+  private outStart = 0;
+  private outEnd = 0;
+
+  // From the server.
+  private carry: Uint8Array | null = null;
+  private relayLeft = 0;
+  private readonly pending: Pending[] = [];
+  private records: RequestRecord[] = [];
+  private projectedOpen = false;
+  private gates = 0;
+  private doubtError: ServerError | null = null;
+  private doubtRest: Uint8Array = EMPTY;
+  private readyStatus: TransactionStatus | null = null;
+
+  // A transaction of the gateway's own around the client's request.
+  private guarding = false;
+  private verdict: Uint8Array[] = [];
+
+  // After something went wrong.
+  private heldReady: Uint8Array | null = null;
+  private deferred: GatewayError | null = null;
+  /** The client's transaction is failed by the gateway: a new server's must be put into the same state. */
+  private poisoned = false;
+  private replayQueue: RequestRecord[] = [];
+
+  private readonly header: FrameHeader = {
+    length: 0,
+    need: 0,
+    treatment: RELAY,
+    asynchronous: false,
+    notice: false,
+    boundary: false,
+    type: 0,
+  };
+
+  constructor(
+    readonly codec: SessionCodec,
+    private readonly canon: Canon,
+    private readonly limits: SessionLimits,
+    private readonly io: SessionIo,
+    private readonly stats: SessionStats,
+  ) {}
+
+  /** Moves the state machine. */
+  private step(event: Event): void {
+    this.state = next(this.state, event);
+  }
+
+  // -------------------------------------------------------------------------------------------------------- from the client
+
+  /**
+   * Bytes from the client.
+   * @throws ProtocolViolation, CodedError: the client is at fault; nothing of the violating frame was forwarded
+   */
+  frontend(chunk: Uint8Array): void {
+    if (this.state === 'passing') {
+      this.io.toServer(chunk);
+      return;
+    }
+    if (this.state === 'detached' && this.pendingWork() === false) this.wake();
+    const w = this.window;
+    const shift = w.start;
+    const before = w.length;
+    w.push(chunk, this.expected);
+    // The window may have moved its bytes to another place.
+    this.scan = before === 0 ? w.start : this.scan - shift + w.start;
+    while (this.scan < w.end) {
+      if (this.inputLeft > 0) {
+        const n = Math.min(this.inputLeft, w.end - this.scan);
+        this.moreInput(w.bytes.subarray(this.scan, this.scan + n));
+        this.inputLeft -= n;
+        this.scan += n;
+        w.start = this.scan;
+        continue;
+      }
+      const h = this.header;
+      if (!this.codec.peek(FRONTEND, w.bytes, this.scan, w.end, h)) {
+        this.expected = 0;
+        break;
+      }
+      if (h.treatment === RELAY) {
+        // Input of the request in progress; what was collected before it cannot be a request's beginning.
+        const n = Math.min(h.length, w.end - this.scan);
+        this.moreInput(w.bytes.subarray(this.scan, this.scan + n));
+        this.inputLeft = h.length - n;
+        this.scan += n;
+        w.start = this.scan;
+        continue;
+      }
+      const whole = this.scan - w.start + h.length;
+      if (whole > this.limits.request) {
+        throw new CodedError(
+          'OUTLIVE_REQUEST_TOO_LARGE',
+          'client',
+          `a request of ${whole} bytes exceeds limits.request (${this.limits.request} bytes): raise the limit or send less at once`,
+        );
+      }
+      if (this.scan + h.length > w.end) {
+        this.expected = whole;
+        break;
+      }
+      const frameEnd = this.scan + h.length;
+      this.codec.decode(FRONTEND, w.bytes, this.scan, frameEnd, this);
+      if ((this.state as State) === 'closed') return;
+      this.scan = frameEnd;
+      w.start = frameEnd - this.codec.collecting;
+    }
+    this.flushOut();
+    w.consume(w.start);
+    if (w.length === 0) this.scan = w.start;
+    this.pressure();
+  }
+
+  /** {@link Sink.request} */
+  request(request: Request, bytes: Uint8Array, start: number, end: number): void {
+    this.stats.requests++;
+    if (this.queue.length === 0 && this.state === 'live' && this.gates === 0 && this.plain(request)) {
+      this.forward(request, null, bytes, start, end);
+      return;
+    }
+    this.queue.push({ request, input: [bytes.subarray(start, end)], record: null });
+    this.queued += end - start;
+    if (this.state === 'detached') this.wake();
+    else this.pump();
+  }
+
+  /** {@link Sink.goodbye} */
+  goodbye(): void {
+    this.flushOut();
+    this.close();
+    this.io.closeClient();
+  }
+
+  /** Bulk input of the request that came last. */
+  private moreInput(bytes: Uint8Array): void {
+    const last = this.queue[this.queue.length - 1];
+    if (last !== undefined) {
+      last.input.push(bytes);
+      this.queued += bytes.length;
+      return;
+    }
+    const record = this.records[this.records.length - 1];
+    if (this.state === 'live' || this.state === 'doubting') {
+      this.flushOut();
+      this.io.toServer(bytes);
+    }
+    if (record === undefined) return; // Input after its request was answered (an error of the server): the server ignores it.
+    if (record.status === null) this.journal(record, bytes);
+  }
+
+  private journal(record: RequestRecord, bytes: Uint8Array): void {
+    if (this.unit.oversized) return;
+    record.addInput(bytes);
+    this.unit.inputBytes += bytes.length;
+    if (this.unit.inputBytes > this.limits.journal) {
+      // The unit can no longer be repeated; its memory is given back, its outcome can still be asked.
+      this.unit.oversized = true;
+      for (const r of this.records) r.dropInput();
+      this.io.count('unprotected', 'journal limit');
+    }
+  }
+
+  // ------------------------------------------------------------------------------------------------------- to the server
+
+  /** The request that goes out without any ado: nothing to guard, nothing to arm. */
+  private plain(request: Request): boolean {
+    return (
+      this.heldReady === null && this.deferred === null && !this.guarding && request.effect === 'read' && !request.mustGuard
+    ) || this.admits(request);
+  }
+
+  /** May this request go to the server now? May start what must come before it. */
+  private admits(request: Request): boolean {
+    if (this.gates > 0) return false;
+    if (this.heldReady !== null || this.deferred !== null) return this.pending.length === 0;
+    const open = this.projectedOpen || this.guarding;
+    if (!open) {
+      // What needs care waits until everything before it is answered.
+      if ((request.effect !== 'read' && request.effect !== 'session') || request.mustGuard) return this.pending.length === 0;
+      return true;
+    }
+    if (request.effect === 'commit' && this.unit.unarmed) {
+      this.arm();
+      return false;
+    }
+    // Commits and rollbacks decide about everything before them: that must be answered, so that nothing is left in doubt beside them.
+    if (request.effect === 'commit' || request.effect === 'rollback') return this.pending.length === 0;
+    return true;
+  }
+
+  /** Sends what waits, as far as it may go. */
+  private pump(): void {
+    while (this.queue.length > 0 && this.state === 'live') {
+      const item = this.queue[0];
+      if (!this.admits(item.request)) break;
+      this.queue.shift();
+      for (const bytes of item.input) this.queued -= bytes.length;
+      if (this.answerHere(item.request)) continue;
+      const [first, ...rest] = item.input;
+      this.forward(item.request, item.record, first, 0, first.length);
+      for (const bytes of rest) {
+        this.flushOut();
+        this.io.toServer(bytes);
+        if (item.record === null) this.journal(this.records[this.records.length - 1], bytes);
+      }
+    }
+    this.flushOut();
+    this.pressure();
+  }
+
+  /** Answers a request without the server, when an earlier part of it failed or an error waits for the client's next request. */
+  private answerHere(request: Request): boolean {
+    if (this.deferred !== null) {
+      if (request.effect === 'rollback' && !request.joined) {
+        // The client gives its transaction up by itself; it need not be told.
+        this.deferred = null;
+        return false;
+      }
+      if (request.joined) return true;
+      this.io.toClient(this.codec.synthesize.error(this.deferred, this.clientStatus === 'idle' ? 'idle' : 'failed'));
+      if (this.clientStatus !== 'idle') this.clientStatus = 'failed';
+      this.deferred = null;
+      return true;
+    }
+    if (this.heldReady !== null) {
+      if (request.joined) return true;
+      this.io.toClient(this.heldReady);
+      this.heldReady = null;
+      return true;
+    }
+    return false;
+  }
+
+  private forward(request: Request, record: RequestRecord | null, bytes: Uint8Array, start: number, end: number): void {
+    if (record === null && (this.heldReady !== null || this.deferred !== null) && this.answerHere(request)) return;
+    const pending = new Pending();
+    const effect = request.effect;
+    if (effect !== 'read' || request.mustGuard) this.prepare(request, pending);
+    if (request.joined || request.barrier) pending.gates = true;
+    if (pending.gates) this.gates++;
+    if (record === null) {
+      record = new RequestRecord(request);
+      this.records.push(record);
+      if (!this.unit.oversized) this.journal(record, start === 0 && end === bytes.length ? bytes : bytes.subarray(start, end));
+    } else {
+      this.records.push(record);
+      if (!record.answer.empty) pending.verifier = new Verifier(record, this.canon);
+    }
+    pending.record = record;
+    this.codec.sent(request);
+    this.pending.push(pending);
+    this.send(bytes, start, end);
+    if (this.unit.unarmed && !request.barrier && (this.projectedOpen || this.guarding) && !this.unit.arming) this.arm();
+  }
+
+  /** What must be arranged before a request that is not a plain read leaves. */
+  private prepare(request: Request, pending: Pending): void {
+    const unit = this.unit;
+    const effect = request.effect;
+    const open = this.projectedOpen || this.guarding;
+    if (!open) {
+      const wrappable = effect === 'write' || ((effect === 'read' || effect === 'session') && request.mustGuard);
+      if (wrappable && request.guardable && this.codec.guard !== null && this.codec.token !== null) {
+        this.guarding = true;
+        this.codec.guardBegun();
+        this.inject(this.codec.guard.begin(), null);
+      } else if (effect !== 'session' && effect !== 'begin') {
+        // Outside a transaction and not to be wrapped: its outcome cannot be learnt.
+        if (effect === 'write' || effect === 'opaque') unit.unprovable = request.label;
+        pending.gates = true;
+      }
+      if (effect === 'begin') pending.gates = true;
+    } else if (effect === 'commit' || effect === 'rollback') {
+      pending.gates = true;
+      if (effect === 'commit') {
+        unit.commitSent = true;
+        if (!request.provable) unit.unprovable = request.label;
+      }
+    }
+    if (request.writes) {
+      unit.writes = true;
+      if (unit.token === null) unit.unarmed = true;
+    }
+  }
+
+  /** Learns the outcome token of the open transaction. */
+  private arm(): void {
+    const unit = this.unit;
+    if (unit.arming || this.codec.token === null) {
+      if (this.codec.token === null) unit.unarmed = false;
+      return;
+    }
+    unit.arming = true;
+    unit.unarmed = false;
+    const injection = this.codec.token();
+    this.inject(injection, () => {
+      unit.arming = false;
+      // Failed: the transaction is in the failed state and cannot commit. Null: it has nothing to commit so far.
+      unit.token = injection.failed() === null ? injection.token() : null;
+      if (unit.token !== null) unit.unarmed = false;
+      if (this.guarding) this.closeGuard();
+      else this.pump();
+    });
+  }
+
+  private inject(injection: Injection, onDone: (() => void) | null): Pending {
+    const pending = new Pending();
+    pending.injection = injection;
+    pending.readies = injection.readies;
+    pending.onDone = onDone;
+    this.pending.push(pending);
+    this.send(injection.bytes, 0, injection.bytes.length);
+    return pending;
+  }
+
+  private send(bytes: Uint8Array, start: number, end: number): void {
+    if (this.outBytes === bytes && this.outEnd === start) {
+      this.outEnd = end;
+      return;
+    }
+    this.flushOut();
+    this.outBytes = bytes;
+    this.outStart = start;
+    this.outEnd = end;
+  }
+
+  private flushOut(): void {
+    const bytes = this.outBytes;
+    if (bytes === EMPTY) return;
+    this.outBytes = EMPTY;
+    this.io.toServer(this.outStart === 0 && this.outEnd === bytes.length ? bytes : bytes.subarray(this.outStart, this.outEnd));
+  }
+
+  /** Stops reading from a client whose held requests fill the queue. */
+  private pressure(): void {
+    const full = this.queued > this.limits.queue;
+    if (full !== this.clientPaused) {
+      this.clientPaused = full;
+      this.io.readClient(!full);
+    }
+  }
+
+  // -------------------------------------------------------------------------------------------------------- from the server
+
+  /** Bytes from the server of the present generation. */
+  backend(chunk: Uint8Array): void {
+    if (this.state === 'passing') {
+      this.io.toClient(chunk);
+      return;
+    }
+    if (this.state === 'doubting') {
+      this.doubtRest = join(this.doubtRest, chunk);
+      return;
+    }
+    let bytes = chunk;
+    let start = 0;
+    if (this.carry !== null) {
+      // Only the cut frame is joined; the rest of the chunk is used in place.
+      const carry = this.carry;
+      const h = this.header;
+      let head = carry;
+      if (!this.codec.peek(BACKEND, carry, 0, carry.length, h)) {
+        const take = Math.min(chunk.length, h.need - carry.length);
+        head = join(carry, chunk.subarray(0, take));
+        start = take;
+        if (!this.codec.peek(BACKEND, head, 0, head.length, h)) {
+          this.carry = head;
+          return;
+        }
+      }
+      const take = Math.min(chunk.length - start, Math.max(0, h.length - head.length));
+      if (h.length > WHOLE && head.length + take < h.length) {
+        // A long frame grows in its own buffer or streams; either way what is here is processed as it is.
+        bytes = join(head, chunk.subarray(start));
+        start = 0;
+        this.carry = null;
+      } else {
+        const frame = join(head, chunk.subarray(start, start + take));
+        start += take;
+        if (frame.length < h.length) {
+          this.carry = frame;
+          return;
+        }
+        this.carry = null;
+        this.process(frame, 0, frame.length);
+        if (start >= chunk.length) return;
+        if (!this.receiving()) {
+          if ((this.state as State) === 'doubting') this.doubtRest = join(this.doubtRest, chunk.subarray(start));
+          return;
+        }
+      }
+    }
+    this.process(bytes, start, bytes.length);
+  }
+
+  private receiving(): boolean {
+    return this.state === 'live' || this.state === 'replaying' || this.state === 'failing';
+  }
+
+  private process(bytes: Uint8Array, start: number, end: number): void {
+    const h = this.header;
+    let at = start;
+    /** What lies in [run, at) goes to the client; what lies in [log, at) belongs to the answer of the request at the head. */
+    let run = start;
+    let log = start;
+    while (at < end) {
+      if (this.relayLeft > 0) {
+        const n = Math.min(this.relayLeft, end - at);
+        const head = this.pending[0];
+        if (head?.verifier) {
+          const verdict = this.verify(head, bytes.subarray(at, at + n));
+          if (verdict < 0) return;
+          run = at + verdict;
+          log = run;
+        }
+        this.relayLeft -= n;
+        at += n;
+        continue;
+      }
+      if (!this.codec.peek(BACKEND, bytes, at, end, h)) break;
+      const head = this.pending[0];
+      const verifier = head?.verifier;
+      if (at + h.length > end) {
+        if (h.length <= WHOLE || h.treatment !== RELAY || (head !== undefined && head.injection !== null)) break;
+        // A long frame streams.
+        if (this.verdict.length > 0) run = this.releaseVerdict(bytes, run, at);
+        this.relayLeft = h.length;
+        continue;
+      }
+      const frameEnd = at + h.length;
+      if (head !== undefined && head.injection !== null && !(h.asynchronous && this.passes(head, h))) {
+        this.release(bytes, run, at, log, null);
+        at = frameEnd;
+        run = at;
+        log = at;
+        if (!h.asynchronous) {
+          head.injection.frame(bytes, frameEnd - h.length, frameEnd);
+          if (h.boundary && --head.readies === 0) {
+            this.pending.shift();
+            head.injection.done?.();
+            head.onDone?.();
+            if (!this.receiving()) return;
+          }
+        }
+        continue;
+      }
+      if (h.treatment === RELAY) {
+        if (verifier) {
+          const verdict = h.asynchronous ? h.length : this.verify(head, bytes.subarray(at, frameEnd));
+          if (verdict < 0) return;
+          run = at + verdict;
+          log = run;
+        } else if (this.verdict.length > 0) run = this.releaseVerdict(bytes, run, at);
+        at = frameEnd;
+        continue;
+      }
+      const disposition = this.codec.decode(BACKEND, bytes, at, frameEnd, this);
+      if (this.doubtError !== null) {
+        this.release(bytes, run, at, log, head?.record ?? null);
+        this.enterDoubt(bytes.subarray(at, end));
+        return;
+      }
+      if ((this.state as State) === 'passing') {
+        this.io.toClient(bytes.subarray(run, end));
+        return;
+      }
+      if (this.readyStatus !== null) {
+        const status = this.readyStatus;
+        this.readyStatus = null;
+        const record = head?.record ?? null;
+        // The unit ends here, so nothing needs to be kept; else the answer belongs to its record, without the ready.
+        const closes = status === 'idle' && !this.guarding;
+        if (!closes && record !== null && at > log) this.log(record, bytes.subarray(log, at));
+        log = frameEnd;
+        const forward = this.readied(status, head);
+        if (forward) {
+          at = frameEnd;
+          this.afterReady(bytes, run, at);
+          run = at;
+        } else {
+          if (at > run) this.io.toClient(bytes.subarray(run, at));
+          at = frameEnd;
+          run = at;
+          this.continueAfterReady(status, head);
+        }
+        if (!this.receiving()) return;
+        continue;
+      }
+      if (verifier) {
+        const piece = h.asynchronous ? null : this.codec.canonical(bytes, at, frameEnd);
+        if (piece !== null) {
+          const verdict = this.verify(head, piece);
+          if (verdict < 0) return;
+          // Only frames that count as they are can end the client's prefix in their middle.
+          if (verdict < piece.length) {
+            run = this.codec.verbatim(bytes, at) ? at + verdict : at;
+            log = run;
+            at = frameEnd;
+            continue;
+          }
+        }
+        at = frameEnd;
+        run = at;
+        log = at;
+        continue;
+      }
+      if (disposition === FORWARD) {
+        if (this.verdict.length > 0) run = this.releaseVerdict(bytes, run, at);
+        at = frameEnd;
+      } else {
+        this.release(bytes, run, at, log, head?.record ?? null);
+        if (disposition === VERDICT) {
+          this.releaseHeld(head?.record ?? null);
+          this.verdict.push(bytes.subarray(at, frameEnd));
+        }
+        at = frameEnd;
+        run = at;
+        log = at;
+      }
+    }
+    this.release(bytes, run, at, log, this.pending[0]?.record ?? null);
+    if (at < end) this.carry = at === 0 ? bytes : bytes.subarray(at, end);
+    this.flushOut();
+  }
+
+  /** True for frames that answer no request and reach the client even in the midst of an injection. */
+  private passes(head: Pending, h: FrameHeader): boolean {
+    return head.notices || !h.notice;
+  }
+
+  /** Gives [run, at) to the client and notes [log, at) as released for the record. */
+  private release(bytes: Uint8Array, run: number, at: number, log: number, record: RequestRecord | null): void {
+    if (at > run) this.io.toClient(run === 0 && at === bytes.length ? bytes : bytes.subarray(run, at));
+    if (at > log && record !== null && record.status === null) this.log(record, bytes.subarray(log, at));
+  }
+
+  private log(record: RequestRecord, bytes: Uint8Array): void {
+    record.answer.append(bytes);
+    this.unit.answerBytes += bytes.length;
+    if (this.unit.answerBytes > this.limits.answers) {
+      for (const r of this.records) if (r.answer.bytes > 0) r.answer.fold(this.canon);
+      this.unit.answerBytes = 0;
+    }
+  }
+
+  /** More follows, so the held frame was not the last word: it goes out in front of it. */
+  private releaseVerdict(bytes: Uint8Array, run: number, at: number): number {
+    if (at > run) this.io.toClient(bytes.subarray(run, at));
+    this.releaseHeld(this.pending[0]?.record ?? null);
+    return at;
+  }
+
+  private releaseHeld(record: RequestRecord | null): void {
+    for (const held of this.verdict) {
+      this.io.toClient(held);
+      if (record !== null) this.log(record, held);
+    }
+    this.verdict = [];
+  }
+
+  // --------------------------------------------------------------------------------------------------------- sink, backend
+
+  /** {@link Sink.ready}: acted upon when the frame's place in the chunk is known. */
+  ready(status: TransactionStatus): void {
+    this.readyStatus = status;
+  }
+
+  /** Acts upon a ready. Returns true when the client gets it. */
+  private readied(status: TransactionStatus, head: Pending | undefined): boolean {
+    if (head === undefined) return true;
+    this.pending.shift();
+    if (head.gates) {
+      head.gates = false;
+      this.gates--;
+    }
+    if (head.replay) return false;
+    if (this.guarding) return false;
+    const request = head.record!.request;
+    if (status === 'idle') {
+      this.endUnit(head.record!, !head.failed);
+    } else {
+      head.record!.status = status;
+      this.projectedOpen = true;
+      if (this.poisoned) this.records = this.records.filter((r) => r !== head.record);
+    }
+    if (request.joined) return false;
+    this.clientStatus = status;
+    return true;
+  }
+
+  /** Everything up to this record is closed: nothing of it will be repeated. */
+  private endUnit(record: RequestRecord, ok: boolean): void {
+    const unit = this.unit;
+    if (unit.token !== null && unit.commitSent && ok) this.io.acknowledged(unit.token.position);
+    this.stats.units++;
+    if (this.records.length === 1) this.records.length = 0;
+    else this.records.splice(0, this.records.indexOf(record) + 1);
+    unit.reset();
+    this.projectedOpen = false;
+    this.poisoned = false;
+  }
+
+  private afterReady(bytes: Uint8Array, run: number, at: number): void {
+    this.io.toClient(run === 0 && at === bytes.length ? bytes : bytes.subarray(run, at));
+    this.settle();
+  }
+
+  /** After a ready that is not the client's. */
+  private continueAfterReady(status: TransactionStatus, head: Pending | undefined): void {
+    if (head === undefined) return;
+    if (head.replay) {
+      this.replayAnswered(head, status);
+      return;
+    }
+    const request = head.record!.request;
+    if (this.guarding) {
+      if (status === 'failed' || head.failed) {
+        this.abandonGuard(request);
+        return;
+      }
+      if (request.joined) {
+        head.record!.status = status;
+        this.settle();
+        return;
+      }
+      if (this.unit.unarmed || (this.unit.token === null && !this.unit.arming && this.unit.writes)) this.arm();
+      else if (!this.unit.arming) this.closeGuard();
+      return;
+    }
+    if (request.joined && head.failed) this.heldReady = this.codec.synthesize.ready(status);
+    this.settle();
+  }
+
+  /** All is answered so far: look at the session's state if need be, then go on. */
+  private settle(): void {
+    if (this.pending.length === 0 && !this.projectedOpen && !this.guarding && this.state === 'live') {
+      const injection = this.codec.observe();
+      if (injection !== null) this.inject(injection, () => this.pump());
+    }
+    if (this.queue.length > 0) this.pump();
+    else this.flushOut();
+  }
+
+  /** The guarded request succeeded and its token is armed: commit it. */
+  private closeGuard(): void {
+    if (this.pending.some((p) => p.record !== null) || this.records.length === 0) return; // its last part is not answered yet
+    const last = this.records[this.records.length - 1];
+    if (last.request.joined) {
+      this.pump();
+      return;
+    }
+    this.unit.commitSent = true;
+    const injection = this.codec.guard!.commit();
+    const pending = this.inject(injection, () => this.guardCommitted(injection));
+    pending.notices = true;
+    this.flushOut();
+  }
+
+  private guardCommitted(injection: Injection): void {
+    const last = this.records[this.records.length - 1];
+    const failed = injection.failed() !== null;
+    this.guarding = false;
+    this.codec.guardEnded(!failed);
+    if (failed) {
+      this.verdict = [];
+      this.io.toClient(injection.errorBytes()!);
+    } else this.releaseHeld(null);
+    this.endUnit(last, !failed);
+    this.clientStatus = 'idle';
+    this.io.toClient(this.codec.synthesize.ready('idle'));
+    this.settle();
+  }
+
+  /** The guarded request failed: nothing of it stays. */
+  private abandonGuard(request: Request): void {
+    this.inject(this.codec.guard!.rollback(), () => {
+      this.guarding = false;
+      this.codec.guardEnded(false);
+      this.releaseHeld(null);
+      this.endUnit(this.records[this.records.length - 1], false);
+      this.clientStatus = 'idle';
+      const ready = this.codec.synthesize.ready('idle');
+      if (request.joined) this.heldReady = ready;
+      else this.io.toClient(ready);
+      this.settle();
+    });
+    this.flushOut();
+  }
+
+  /** {@link Sink.input} */
+  input(): void {
+    const head = this.pending[0];
+    if (head?.gates && head.record?.request.barrier && !head.record.request.joined) {
+      head.gates = false;
+      this.gates--;
+    }
+  }
+
+  /** {@link Sink.error} */
+  error(error: ServerError): void {
+    const head = this.pending[0];
+    if (head !== undefined) head.failed = true;
+    if (error.fatal) this.ending = error.meaning === 'intent' || error.meaning === 'ordinary';
+    if (this.state === 'replaying' || this.state === 'failing') {
+      if (error.meaning === 'retry' && head?.verifier) this.retryable = true;
+      return;
+    }
+    if (error.meaning === 'read-only' || error.meaning === 'terminated' || error.meaning === 'server-lost') this.doubtError = error;
+  }
+
+  private retryable = false;
+  /** The server said why it ends the connection, and it is someone's will: its close is the session's end. */
+  ending = false;
+
+  /** {@link Sink.passThrough} */
+  passThrough(reason: string): void {
+    this.io.count('unprotected', reason);
+    this.step('pass');
+  }
+
+  // ---------------------------------------------------------------------------------------------------------------- doubt
+
+  private enterDoubt(rest: Uint8Array): void {
+    const error = this.doubtError!;
+    this.doubtError = null;
+    this.doubtRest = rest;
+    this.flushOut();
+    if (this.state !== 'live') {
+      this.lost();
+      return;
+    }
+    this.step('doubt');
+    this.doubted = error;
+    this.io.doubt(error);
+  }
+
+  private doubted: ServerError | null = null;
+
+  /** The topology says that the server's words are someone's will: the client gets them. */
+  intent(): void {
+    if (this.state !== 'doubting') return;
+    this.step('intent');
+    const rest = this.doubtRest;
+    this.doubtRest = EMPTY;
+    const fatal = this.doubted!.fatal;
+    this.doubted = null;
+    // The first frame is the error; it was decoded already.
+    const h = this.header;
+    this.codec.peek(BACKEND, rest, 0, rest.length, h);
+    const frame = rest.subarray(0, h.length);
+    if (this.verdict.length > 0) this.releaseHeld(this.pending[0]?.record ?? null);
+    this.io.toClient(frame);
+    const record = this.pending[0]?.record ?? null;
+    if (record !== null) this.log(record, frame);
+    if (fatal) {
+      this.close();
+      this.io.closeClient();
+      return;
+    }
+    if (h.length < rest.length) this.process(rest, h.length, rest.length);
+  }
+
+  // ----------------------------------------------------------------------------------------------------- loss and recovery
+
+  /** The first server connection is there; the welcome was written by the host. */
+  attached(): void {
+    this.step('attached');
+    this.pump();
+  }
+
+  /** The server connection is gone or void. Asks the host for another one. */
+  lost(): void {
+    const before = this.state;
+    if (before === 'closed' || before === 'suspended' || before === 'resolving' || before === 'detached') return;
+    this.step('lost');
+    if (before === 'passing' || before === 'connecting') {
+      this.io.closeClient();
+      return;
+    }
+    this.outBytes = EMPTY;
+    this.carry = null;
+    this.relayLeft = 0;
+    this.doubtError = null;
+    this.doubtRest = EMPTY;
+    this.doubted = null;
+    this.readyStatus = null;
+    this.retryable = false;
+    // A replay in progress goes back to the records, in order.
+    this.records = [...this.records, ...this.replayQueue];
+    this.replayQueue = [];
+    this.pending.length = 0;
+    this.gates = 0;
+    this.io.recover();
+  }
+
+  /** True when a commit was sent and its answer did not come: nothing may be repeated before its outcome is known. */
+  get inDoubt(): boolean {
+    return this.unit.inDoubt;
+  }
+
+  /** True when the client waits for an answer, or holds a transaction that is to be kept. */
+  get waiting(): boolean {
+    return this.records.some((r) => r.status === null) || this.queue.length > 0;
+  }
+
+  private pendingWork(): boolean {
+    return this.queue.length > 0;
+  }
+
+  /** What the open unit did and what became of it, for messages. */
+  get openUnit(): boolean {
+    return this.clientStatus !== 'idle' || this.records.length > 0;
+  }
+
+  /** The outcome is being asked. */
+  asking(): void {
+    this.step('ask');
+    this.io.count('in-doubt', this.unit.unprovable ?? 'commit');
+  }
+
+  /** The commit took effect: the client gets its answer, nothing is repeated. */
+  committed(): void {
+    const last = this.records[this.records.length - 1];
+    this.codec.guardEnded(true);
+    if (this.guarding) {
+      this.guarding = false;
+      this.releaseHeld(null);
+      this.io.toClient(this.codec.synthesize.ready('idle'));
+    } else if (last.request.joined) this.heldReady = null;
+    else this.io.toClient(this.codec.synthesize.committed(last.request, last.answer.frames(this.canon)));
+    this.clientStatus = 'idle';
+    this.endUnit(last, true);
+    this.records = [];
+  }
+
+  /** The commit did not take effect: the unit is repeated like any other. */
+  notCommitted(): void {
+    this.unit.rearm();
+  }
+
+  /** The outcome cannot be known: the client is told so, nothing is repeated. */
+  unknown(error: GatewayError): void {
+    this.giveUp(error);
+    this.unit.reset();
+  }
+
+  /** The restored session lacks something, or the unit cannot be repeated: tell the client. Before `restored`. */
+  cannotContinue(error: GatewayError): void {
+    if (this.clientStatus === 'idle' && this.records.every((r) => r.status === null)) {
+      if (this.records.length > 0) this.giveUp(error);
+      else this.deferred = error;
+      return;
+    }
+    this.giveUp(error);
+  }
+
+  /** Forgets the open unit; the outstanding request, or else the client's next one, is answered with the error. */
+  private giveUp(error: GatewayError): void {
+    const outstanding = this.records.filter((r) => r.status === null);
+    const wasOpen = this.clientStatus !== 'idle' && !this.unit.inDoubt;
+    this.verdict = [];
+    if (this.guarding) {
+      this.guarding = false;
+      this.codec.guardEnded(false);
+    }
+    this.records = [];
+    this.heldReady = null;
+    this.projectedOpen = false;
+    this.unit.reset();
+    this.poisoned = wasOpen;
+    const status: TransactionStatus = wasOpen ? 'failed' : 'idle';
+    const first = outstanding.find((r) => !r.request.joined);
+    if (first !== undefined) {
+      this.io.toClient(this.codec.synthesize.error(error, status));
+      this.clientStatus = status;
+      const rest = outstanding.slice(outstanding.indexOf(first) + 1);
+      this.requeue(rest.map((r) => ({ request: r.request, input: r.input, record: null })));
+    } else if (outstanding.length > 0) {
+      // A part of a request whose end has not come yet: the error waits for it.
+      this.deferred = error;
+    } else if (wasOpen && this.clientStatus !== 'failed') this.deferred = error;
+    else if (!wasOpen) this.deferred = error;
+  }
+
+  private requeue(items: Item[]): void {
+    this.queue = [...items, ...this.queue];
+    for (const item of items) for (const bytes of item.input) this.queued += bytes.length;
+  }
+
+  /** A new server connection is logged in and is to be brought to the session's state. */
+  restoring(): void {
+    this.codec.rewind();
+    this.step('restore');
+  }
+
+  /** The state is there. Repeats the open unit, or puts the transaction into the failed state, or goes on. */
+  restored(login: LoginResult): void {
+    const announce = this.codec.announce(login);
+    if (announce.length > 0 && this.relayLeft === 0) this.io.toClient(announce);
+    this.projectedOpen = false;
+    this.guarding = false;
+    this.verdict = [];
+    this.unit.rearm();
+    if (this.poisoned) {
+      this.fail();
+      return;
+    }
+    if (this.records.length === 0) {
+      this.resume();
+      return;
+    }
+    if (this.unit.oversized) {
+      this.giveUp({
+        code: 'OUTLIVE_JOURNAL_LIMIT',
+        kind: 'too-large',
+        message: `the transaction could not be repeated after a failover: it exceeds limits.journal (${this.limits.journal} bytes)`,
+        hint: 'Roll back and run the transaction again, in smaller steps, or raise limits.journal.',
+      });
+      this.restoredAfterGiveUp();
+      return;
+    }
+    this.step('replay');
+    this.replayQueue = this.records;
+    this.records = [];
+    this.unit.answerBytes = 0;
+    this.nextReplay();
+  }
+
+  private restoredAfterGiveUp(): void {
+    if (this.poisoned) this.fail();
+    else this.resume();
+  }
+
+  /** Repeats the next answered request; the ones without their whole answer go the usual way. */
+  private nextReplay(): void {
+    const record = this.replayQueue[0];
+    if (record === undefined || record.status === null) {
+      const rest = this.replayQueue;
+      this.replayQueue = [];
+      this.requeue(rest.map((r) => ({ request: r.request, input: r.input, record: r })));
+      this.io.replayed('done');
+      this.resume();
+      return;
+    }
+    this.replayQueue.shift();
+    this.gates = 0;
+    this.forwardReplay(record);
+    this.flushOut();
+  }
+
+  private forwardReplay(record: RequestRecord): void {
+    const pending = new Pending();
+    const request = record.request;
+    if (request.effect !== 'read' || request.mustGuard) this.prepare(request, pending);
+    pending.gates = false;
+    pending.record = record;
+    pending.replay = true;
+    pending.verifier = new Verifier(record, this.canon);
+    this.records.push(record);
+    this.codec.sent(request);
+    this.pending.push(pending);
+    for (const bytes of record.input) {
+      this.send(bytes, 0, bytes.length);
+    }
+    if (this.unit.unarmed && !request.barrier && (this.projectedOpen || this.guarding)) this.arm();
+  }
+
+  /** Compares bytes of a repeated answer. Returns how many of them the client has already; -1 when the replay is over. */
+  private verify(head: Pending, piece: Uint8Array): number {
+    const verdict = head.verifier!.feed(piece);
+    if (verdict === 'more') {
+      if (head.verifier!.satisfied && !head.replay) head.verifier = null;
+      return piece.length;
+    }
+    if (verdict === 'differs' || head.replay) {
+      this.diverged(head);
+      return -1;
+    }
+    head.verifier = null;
+    return verdict;
+  }
+
+  private replayAnswered(head: Pending, status: TransactionStatus): void {
+    if (!head.verifier!.satisfied || head.record!.status !== status) {
+      this.diverged(head);
+      return;
+    }
+    if (status !== 'idle') this.projectedOpen = true;
+    this.nextReplay();
+  }
+
+  /** The repeated answer differs from what the client has. */
+  private diverged(head: Pending): void {
+    this.outBytes = EMPTY;
+    const label = head.record!.request.label;
+    if (this.retryable) {
+      this.retryable = false;
+      this.io.replayed('retry');
+      return;
+    }
+    this.records = [...this.records, ...this.replayQueue];
+    this.replayQueue = [];
+    const position = this.records.indexOf(head.record!) + 1;
+    this.io.count('divergence', label);
+    this.io.replayed('diverged');
+    this.giveUp({
+      code: 'OUTLIVE_REPLAY_DIVERGED',
+      kind: 'retry-transaction',
+      message: `the transaction was repeated after a failover and statement ${position} (${label}) answered differently than before`,
+      hint: 'Roll back and run the transaction again.',
+    });
+    this.divergedState();
+  }
+
+  /** The server is somewhere inside the repeated unit, with an answer still on its way: only a fresh connection is at a known place. */
+  private divergedState(): void {
+    this.step('lost');
+    this.pending.length = 0;
+    this.gates = 0;
+    this.carry = null;
+    this.relayLeft = 0;
+    this.io.recover();
+  }
+
+  /** Puts the new server's transaction into the failed state, as the client believes it. */
+  private fail(): void {
+    this.step('fail');
+    this.projectedOpen = true;
+    this.inject(this.codec.guard!.begin(), null);
+    this.inject(this.codec.guard!.fail(), () => this.resume());
+    this.flushOut();
+  }
+
+  private resume(): void {
+    this.step('resume');
+    this.pump();
+  }
+
+  /** No writable server came in time. Whoever waits is told; the next request tries again. */
+  unavailable(error: GatewayError): void {
+    if (this.state === 'closed') return;
+    if (this.records.length > 0 || this.clientStatus !== 'idle') this.giveUp(error);
+    this.step('unavailable');
+    const queue = this.queue;
+    this.queue = [];
+    this.queued = 0;
+    for (const { request } of queue) {
+      if (request.joined) continue;
+      this.deferred = null;
+      const status = this.clientStatus === 'idle' ? 'idle' : 'failed';
+      this.io.toClient(this.codec.synthesize.error(error, status));
+      this.clientStatus = status;
+    }
+    this.pressure();
+  }
+
+  /** A client that was told that no server is there speaks again. */
+  private wake(): void {
+    this.step('request');
+    this.io.recover();
+  }
+
+  /** The client cancels what it waits for. True when the gateway itself held it; false when the server must be asked. */
+  cancel(): boolean {
+    if (this.state === 'live' || this.state === 'doubting' || this.state === 'passing') return false;
+    if (this.inDoubt || !this.waiting) return true;
+    const error: GatewayError = {
+      code: 'OUTLIVE_CANCELLED',
+      kind: 'cancelled',
+      message: 'canceling statement due to user request',
+    };
+    if (this.records.some((r) => r.status === null)) this.giveUp(error);
+    else {
+      const i = this.queue.findIndex((item) => !item.request.joined);
+      if (i < 0) return true;
+      for (const item of this.queue.splice(0, i + 1)) for (const bytes of item.input) this.queued -= bytes.length;
+      this.poisoned = this.clientStatus !== 'idle';
+      this.records = [];
+      this.unit.reset();
+      const status = this.poisoned ? 'failed' : 'idle';
+      this.io.toClient(this.codec.synthesize.error(error, status));
+      this.clientStatus = status;
+      this.pressure();
+    }
+    if (this.state === 'replaying') this.divergedState();
+    return true;
+  }
+
+  /** A sign of life to a client that waits, where one is legal. */
+  keepalive(message: string): void {
+    if (this.relayLeft > 0 || !this.waiting) return;
+    const bytes = this.codec.synthesize.keepalive(message);
+    if (bytes !== null) this.io.toClient(bytes);
+  }
+
+  /** The session is over. */
+  close(): void {
+    this.step('close');
+    this.queue = [];
+    this.records = [];
+    this.pending.length = 0;
+  }
+}
+
+function join(a: Uint8Array, b: Uint8Array): Uint8Array {
+  if (a.length === 0) return b;
+  if (b.length === 0) return a;
+  const joined = Buffer.allocUnsafe(a.length + b.length);
+  joined.set(a, 0);
+  joined.set(b, a.length);
+  return joined;
+}

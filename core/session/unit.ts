@@ -1,0 +1,48 @@
+import type { OutcomeToken } from '../contract/index.js';
+
+/** Facts of the open unit of work: the requests since the last commit point. */
+export class Unit {
+  /** It holds requests that may make something durable. */
+  writes = false;
+  token: OutcomeToken | null = null;
+  /** There are writes of which no token is known yet. */
+  unarmed = false;
+  /** A token is being asked for. */
+  arming = false;
+  /** What would make it durable has left. */
+  commitSent = false;
+  /** Why its outcome could not be asked for (a label), or null. */
+  unprovable: string | null = null;
+  inputBytes = 0;
+  answerBytes = 0;
+  /** It exceeds the journal and cannot be repeated. */
+  oversized = false;
+
+  /** True when it may have taken effect without the client knowing. */
+  get inDoubt(): boolean {
+    return this.unprovable !== null || (this.commitSent && this.writes);
+  }
+
+  /** A new unit begins. */
+  reset(): void {
+    this.writes = false;
+    this.unarmed = false;
+    this.arming = false;
+    this.token = null;
+    this.commitSent = false;
+    this.unprovable = null;
+    this.inputBytes = 0;
+    this.answerBytes = 0;
+    this.oversized = false;
+  }
+
+  /** The unit starts over on another server: tokens of the old one mean nothing there. */
+  rearm(): void {
+    this.writes = false;
+    this.unarmed = false;
+    this.arming = false;
+    this.token = null;
+    this.commitSent = false;
+    this.unprovable = null;
+  }
+}
