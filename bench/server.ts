@@ -26,7 +26,7 @@ export async function prepareDatabase(server: EmbeddedServer): Promise<void> {
   await server.query(`CREATE DATABASE ${BENCH_USER} OWNER ${BENCH_USER}`);
 }
 
-/** Runs statements one after the other in the bench's database as its user's equal. */
+/** Runs statements one after the other in the bench's database, as the superuser. */
 export async function runAll(server: EmbeddedServer, statements: readonly string[]): Promise<void> {
   const client = await server.connect(BENCH_USER);
   try {

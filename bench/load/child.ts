@@ -21,7 +21,7 @@ export interface News {
 }
 
 let units: Units | undefined;
-let idle: LoadSession[] = [];
+const idle: LoadSession[] = [];
 let cpuFrom = process.cpuUsage();
 
 async function obey(order: Order): Promise<void> {
@@ -35,12 +35,13 @@ async function obey(order: Order): Promise<void> {
       const { login, sessions } = order;
       // A session that has never asked for anything may not even have a server connection.
       const question = queryFrame('SELECT 1');
-      idle = await openMany(sessions, async () => {
+      const opened = await openMany(sessions, async () => {
         const session = await LoadSession.open(login);
         await session.run(question);
         session.onLost = (_, refusal) => fail(new Error(`an idle session was lost: ${refusal.message}`));
         return session;
       });
+      idle.push(...opened);
       tell({ news: 'open' });
       return;
     }

@@ -111,7 +111,9 @@ export class Script {
     this.#scale = scale;
     this.#steps = statements.map((statement, index) => encode(statement, mode, `s${index}`));
     this.setup =
-      mode === 'prepared' ? statements.map((statement, index) => prepareFrames(`s${index}`, numbered(statement, []))) : [];
+      mode === 'prepared'
+        ? statements.map((statement, index) => prepareFrames(`s${index}`, numbered(statement, [])))
+        : [];
   }
 
   /** Number of requests in a transaction. */

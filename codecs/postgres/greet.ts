@@ -126,7 +126,7 @@ function* meet(context: GreetContext): Exchange<Greeting> {
       const secretLength = packet.length - 8;
       if (secretLength < 1) throw silent('invalid length of cancel request packet');
       if (secretLength > MAX_CANCEL_KEY_LENGTH) throw silent('invalid length of cancel key in cancel request packet');
-      return { kind: 'cancel', key: packet.subarray(4) };
+      return { kind: 'cancel', key: Uint8Array.from(packet.subarray(4)) };
     }
     if (code === SSL_REQUEST_CODE && !sslDone) {
       sslDone = true;
@@ -310,7 +310,7 @@ function* byPassword(user: string, known: Secret | null): Exchange<Secret> {
 
 /** The password in a PasswordMessage; null when it is not UTF-8, which no stored secret can match. */
 function passwordIn(body: Uint8Array): string | null {
-  if (body.indexOf(0) !== body.length - 1) throw fatal('08P01', 'invalid password packet size');
+  if (body.length === 0 || body.indexOf(0) !== body.length - 1) throw fatal('08P01', 'invalid password packet size');
   if (body.length === 1) throw fatal('28P01', 'empty password returned by client');
   try {
     return utf8.decode(body.subarray(0, -1));

@@ -15,6 +15,7 @@ export function ownStatement(sql: string): Buffer {
     serialize.parse({ name: OWN, text: sql }),
     serialize.bind({ portal: OWN, statement: OWN }),
     serialize.execute({ portal: OWN }),
+    serialize.close({ type: 'P', name: OWN }),
     serialize.close({ type: 'S', name: OWN }),
     serialize.sync(),
   ]);

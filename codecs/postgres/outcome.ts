@@ -31,6 +31,10 @@
  * of it outlives a crash or a promotion (unlogged tables are emptied, notifications are not kept), so no durable work is
  * reported as committed that is not there.
  *
+ * After a crash, B lies behind the few dozen bytes that recovery itself may write first (where the log ended inside a record
+ * that crosses a page, or full_page_writes was changed). Only a token from exactly these bytes, of a transaction whose
+ * records are all lost, could be taken for one before B.
+ *
  * A transaction with synchronous_commit = off may be lost after it was reported; that is what the setting means.
  */
 
@@ -52,7 +56,10 @@ export interface PostgresToken {
   readonly lsn: string;
 }
 
-/** What pg_xact_status says; `future` when the id was not issued yet, `prepared` for a transaction in progress without a session. */
+/**
+ * What pg_xact_status says; `future` when the id was not issued yet, `forgotten` when it is too old, `prepared` for a
+ * transaction in progress without a session.
+ */
 type XactStatus = 'committed' | 'aborted' | 'in progress' | 'prepared' | 'future' | 'forgotten';
 
 /**
@@ -76,8 +83,6 @@ export function* resolve(token: OutcomeToken, origin: ServerFacts, server: Serve
   if (now.system !== server.system || now.role !== 'primary') return 'unknown';
 
   const status = yield* xactStatus(xid);
-  if (status === 'forgotten') return 'unknown';
-
   const life = lives(origin.instance, now.instance);
   if (life === 'same') return inSameLife(status);
   if (!descends(origin, now)) return 'unknown';
@@ -97,6 +102,7 @@ export function* resolve(token: OutcomeToken, origin: ServerFacts, server: Serve
   // X is ours. What is in progress in another life was prepared: PREPARE TRANSACTION was the request, and it took effect.
   // In progress without being prepared, X cannot be ours but for the remaining case above: it was issued again.
   if (status === 'committed' || status === 'prepared') return 'committed';
+  if (status === 'forgotten') return 'unknown';
   return status === 'in progress' && life === 'unclear' ? 'wait' : 'not-committed';
 }
 
@@ -111,13 +117,13 @@ function inSameLife(status: XactStatus): Outcome {
       // Also while the commit waits for a synchronous standby: ending the backend ends that wait, and it is committed.
       return 'wait';
     default:
-      // An id that was issued in this life is not in the future: the token or the facts are not of this server.
+      // Forgotten: too old. And an id that was issued in this life is not in the future: the token is not of this server.
       return 'unknown';
   }
 }
 
 function withoutBoundary(status: XactStatus, life: 'unclear' | 'another'): Outcome {
-  if (status === 'committed' || status === 'prepared') return 'unknown';
+  if (status === 'committed' || status === 'prepared' || status === 'forgotten') return 'unknown';
   return status === 'in progress' && life === 'unclear' ? 'wait' : 'not-committed';
 }
 

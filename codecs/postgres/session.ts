@@ -20,18 +20,25 @@ import {
   type SessionContext,
   type Side,
   type Sink,
-  SWALLOW,
   type TransactionStatus,
   VERDICT,
 } from '../../core/contract/index.js';
 import { AUTHENTICATION_OK } from './greet.js';
-import { buildGatewayError, buildNotice, parseError } from './errors.js';
+import { buildNotice, buildGatewayError, parseError } from './errors.js';
 import { dataRow, ownStatement, StatementInjection, text, XactToken } from './inject.js';
 import type { LoginFacts } from './login.js';
 import type { Startup } from './greet.js';
-import { type Analysis, SqlCache } from './sql/cache.js';
-import { type Catalogue, isPlainRead } from './sql/catalogue.js';
-import type { SqlEnvironment, StatementFacts } from './sql/facts.js';
+import type { StatementFacts } from './sql/facts.js';
+import {
+  type Catalogue,
+  EMPTY_FACTS,
+  isPlainRead,
+  type QueryCache,
+  type QueryFacts,
+  segment,
+  segmentText,
+  UNKNOWN_CATALOGUE,
+} from './sql/index.js';
 import { SessionState, touchesSession } from './state.js';
 
 // Frame types (protocol manual, "Message Formats").
@@ -48,14 +55,14 @@ const GROUP_LIMIT = 64 * 1024;
 
 /** Facts that all sessions of a database share. */
 export interface SharedFacts {
-  readonly catalogue: Catalogue | null;
+  readonly catalogue: Catalogue;
 }
 
 /** A statement prepared at the protocol level. */
 interface Prepared {
   /** The Parse message, to be sent again to a new server. */
   readonly parse: Uint8Array;
-  readonly analysis: Analysis;
+  readonly analysis: QueryFacts;
   readonly sql: string;
 }
 
@@ -109,20 +116,20 @@ export class PostgresSession implements SessionCodec {
   private readonly inflight: PgRequest[] = [];
   private copying = false;
   private guarded = false;
+  /** As the server told it last. */
+  private status: TransactionStatus = 'idle';
   private forceToken = false;
   private transactionTag = '';
   private readonly env: { standardConformingStrings: boolean; encoding?: string };
   /** Parameters as the client was told them, in the order of the first login. */
   private readonly told = new Map<string, string>();
-  private readonly shared: SharedFacts;
   private lastName = '';
   private lastNameBytes: Uint8Array = EMPTY;
 
   constructor(
     private readonly context: SessionContext,
-    private readonly cache: SqlCache,
+    private readonly cache: QueryCache,
   ) {
-    this.shared = (context.shared as SharedFacts | null) ?? { catalogue: null };
     this.env = { standardConformingStrings: true };
   }
 
@@ -236,7 +243,7 @@ export class PostgresSession implements SessionCodec {
         const name = text(bytes, start + 5, nameEnd);
         const prepared: Prepared = {
           parse: Uint8Array.prototype.slice.call(bytes, start, end),
-          analysis: this.cache.analyse(bytes, nameEnd + 1, textEnd, this.env as SqlEnvironment),
+          analysis: this.cache.read(bytes, nameEnd + 1, textEnd, this.env),
           sql: text(bytes, nameEnd + 1, textEnd),
         };
         this.known.set(name, prepared);
@@ -300,9 +307,11 @@ export class PostgresSession implements SessionCodec {
   private execute(portal: string, bytes: Uint8Array, start: number, end: number, sink: Sink): void {
     const slot = this.portals.get(portal);
     const analysis = slot?.prepared?.analysis;
-    const facts = analysis === undefined ? UNKNOWN_FACTS : (analysis.statements[0] ?? EMPTY_STATEMENT);
+    const facts = analysis === undefined ? UNKNOWN_FACTS : (analysis.statements[0]?.facts ?? EMPTY_FACTS);
     const group = this.group;
-    if (group.executes > 0 && (endsTransaction(facts) || group.effect === 'commit' || group.effect === 'rollback')) {
+    const inBlock = this.status !== 'idle' || group.effect === 'begin';
+    const ended = group.effect === 'commit' || group.effect === 'rollback';
+    if (group.executes > 0 && (ended || (endsTransaction(facts) && inBlock))) {
       // A commit gets a request of its own, so that its token can be armed before it leaves. The portal must be bound in the
       // part that executes it, as a Sync outside a transaction ends it.
       const from = slot !== undefined && slot.group === group ? slot.offset : this.collecting - (end - start);
@@ -345,42 +354,39 @@ export class PostgresSession implements SessionCodec {
   private query(bytes: Uint8Array, start: number, end: number, sink: Sink): void {
     const textStart = start + 5;
     const textEnd = terminator(bytes, textStart, end);
-    const analysis = this.cache.analyse(bytes, textStart, textEnd, this.env as SqlEnvironment);
+    const analysis = this.cache.read(bytes, textStart, textEnd, this.env);
     const group = this.group;
     group.kind = 'query';
-    if (analysis.mode === 'split' && this.collecting === end - start) {
-      const parts = analysis.segments;
-      for (let i = 0; i < parts.length; i++) {
+    const alone = this.collecting === end - start;
+    const { mode, segments } = segment(analysis, this.status === 'idle' ? 'I' : this.status === 'open' ? 'T' : 'E');
+    // A part that commits by itself and is followed by others would need a guard of its own in the middle.
+    const orderly = segments.length === 1 || segments.every((part) => part.kind !== 'implicit');
+    if (mode === 'split' && alone && orderly) {
+      for (let i = 0; i < segments.length; i++) {
         const part = new PgRequest();
         part.kind = 'query';
         part.frames = 'Q';
-        for (const k of parts[i].statements) this.add(part, analysis.statements[k], this.statementText(analysis, k, bytes, textStart));
-        part.joined = i < parts.length - 1;
-        part.mustGuard = parts.length > 1;
-        const query = blankedQuery(bytes, textStart, parts[i].start, parts[i].end);
+        for (let k = segments[i].first; k < segments[i].first + segments[i].count; k++) {
+          this.add(part, analysis.statements[k].facts, statementText(analysis, k, bytes, textStart));
+        }
+        part.joined = i < segments.length - 1;
+        const query = frameQuery(segmentText(bytes, textStart, segments[i], this.env.encoding));
         this.group = part;
-        this.collecting = end - start;
         this.emit(sink, query, 0, query.length);
       }
       return;
     }
     group.frames += 'Q';
     for (let k = 0; k < analysis.statements.length; k++) {
-      this.add(group, analysis.statements[k], this.statementText(analysis, k, bytes, textStart));
+      this.add(group, analysis.statements[k].facts, statementText(analysis, k, bytes, textStart));
     }
-    if (analysis.mode === 'opaque' || analysis.mode === 'split') {
+    if (mode === 'opaque' || mode === 'split') {
       group.effect = 'opaque';
       group.writes = true;
       group.guardable = false;
       group.provable = false;
     }
     this.emit(sink, bytes, end - this.collecting, end);
-  }
-
-  /** Text of statement k where restoring may need it. */
-  private statementText(analysis: Analysis, k: number, bytes: Uint8Array, textStart: number): string {
-    const range = analysis.ranges[k];
-    return touchesSession(analysis.statements[k]) ? text(bytes, textStart + range.start, textStart + range.end) : '';
   }
 
   /** Adds one statement to what a request does. */
@@ -408,7 +414,7 @@ export class PostgresSession implements SessionCodec {
   }
 
   private preparedInSql(name: string): StatementFacts | undefined {
-    return this.known.get(name)?.analysis.statements[0] ?? this.sqlPrepared.get(name);
+    return this.known.get(name)?.analysis.statements[0]?.facts ?? this.sqlPrepared.get(name);
   }
 
   /** Statements prepared by PREPARE, as the client believes in them. */
@@ -420,7 +426,7 @@ export class PostgresSession implements SessionCodec {
     switch (facts.effect) {
       case 'read':
       case 'copyOut':
-        return isPlainRead(facts, this.shared.catalogue) ? 'read' : 'write';
+        return this.plainRead(facts) ? 'read' : 'write';
       case 'savepoint':
       case 'cursor':
         return 'read';
@@ -439,6 +445,24 @@ export class PostgresSession implements SessionCodec {
         return 'opaque';
     }
   }
+
+  private plainRead(facts: StatementFacts): boolean {
+    const catalogue = (this.context.shared() as SharedFacts | undefined)?.catalogue ?? UNKNOWN_CATALOGUE;
+    if (this.judgedBy !== catalogue) {
+      this.judged = new WeakMap();
+      this.judgedBy = catalogue;
+    }
+    let plain = this.judged.get(facts);
+    if (plain === undefined) {
+      plain = isPlainRead(facts, catalogue);
+      this.judged.set(facts, plain);
+    }
+    return plain;
+  }
+
+  /** Judgements by statement, for the catalogue that they were made with. */
+  private judged = new WeakMap<StatementFacts, boolean>();
+  private judgedBy: Catalogue | null = null;
 
   private finish(group: PgRequest): void {
     if (group.executes === 0) {
@@ -523,6 +547,7 @@ export class PostgresSession implements SessionCodec {
   private ready(bytes: Uint8Array, start: number, end: number, sink: Sink): Disposition {
     if (end - start !== 6) throw new ProtocolViolation('ReadyForQuery of a wrong length', 'server');
     const status: TransactionStatus = bytes[start + 5] === 0x49 ? 'idle' : bytes[start + 5] === 0x54 ? 'open' : 'failed';
+    this.status = status;
     const head = this.inflight.shift();
     this.copying = false;
     if (status === 'idle' && !this.guarded) {
@@ -580,6 +605,7 @@ export class PostgresSession implements SessionCodec {
 
   guardEnded(committed: boolean): void {
     this.guarded = false;
+    this.status = 'idle';
     this.unitEnd(committed);
   }
 
@@ -602,6 +628,7 @@ export class PostgresSession implements SessionCodec {
     this.inflight.length = 0;
     this.copying = false;
     this.guarded = false;
+    this.status = 'idle';
     this.forceToken = false;
     this.transactionTag = '';
     this.state.rewind();
@@ -780,27 +807,8 @@ const FAIL = ownStatement('ROLLBACK TO SAVEPOINT "outlive: the transaction could
 const COMMIT_COMPLETE = Buffer.from('C\0\0\0\x0bCOMMIT\0', 'latin1');
 
 /** Facts of statements whose text the gateway does not know: prepared elsewhere, or a fast-path function call. */
-const UNKNOWN_FACTS: StatementFacts = Object.freeze({
-  verb: 'statement',
-  effect: 'write',
-  transactional: true,
-  idempotent: false,
-  ddl: false,
-  functions: [],
-  names: [],
-  operators: [],
-  uncertainNames: false,
-  hasModifyingCte: false,
-  forUpdate: false,
-  selectInto: false,
-  explainAnalyze: false,
-  chain: false,
-  local: false,
-  all: false,
-  sessionFunctions: [],
-}) as StatementFacts;
+const UNKNOWN_FACTS: StatementFacts = Object.freeze({ ...EMPTY_FACTS, verb: 'statement', effect: 'write', transactional: true });
 const FUNCTION_FACTS: StatementFacts = Object.freeze({ ...UNKNOWN_FACTS, verb: 'function call' });
-const EMPTY_STATEMENT: StatementFacts = Object.freeze({ ...UNKNOWN_FACTS, verb: '', effect: 'read' });
 
 function endsTransaction(facts: StatementFacts): boolean {
   return facts.effect === 'commit' || facts.effect === 'rollback' || facts.effect === 'prepareTransaction';
@@ -809,6 +817,8 @@ function endsTransaction(facts: StatementFacts): boolean {
 /** Effect of two statements in one request. */
 function combine(a: Effect, b: Effect): Effect {
   if (a === 'opaque' || b === 'opaque') return 'opaque';
+  // Work before BEGIN in the same text becomes part of the block.
+  if (b === 'begin' && (a === 'read' || a === 'write' || a === 'session')) return 'begin';
   if (a === 'begin') return b === 'begin' || b === 'commit' || b === 'rollback' ? 'opaque' : 'begin';
   if (b === 'begin' || b === 'commit' || b === 'rollback' || a === 'commit' || a === 'rollback') return 'opaque';
   if (a === 'write' || b === 'write') return 'write';
@@ -832,14 +842,19 @@ function describeFrame(bytes: Uint8Array, start: number): string {
   return bytes[start + 5] === 0x53 ? 'd' : 'D';
 }
 
-/** A Query of the text's [from, to), what stands before blanked so that positions in error messages stay true. */
-function blankedQuery(bytes: Uint8Array, textStart: number, from: number, to: number): Buffer {
-  const query = Buffer.alloc(to + 6, 0x20);
+/** A Query message of this text. */
+function frameQuery(sql: Uint8Array): Buffer {
+  const query = Buffer.alloc(sql.length + 6);
   query[0] = QUERY;
-  query.writeInt32BE(to + 5, 1);
-  query.set(bytes.subarray(textStart + from, textStart + to), 5 + from);
-  query[to + 5] = 0;
+  query.writeInt32BE(sql.length + 5, 1);
+  query.set(sql, 5);
   return query;
+}
+
+/** Text of statement k of a query at `textStart`, where restoring may need it. */
+function statementText(analysis: QueryFacts, k: number, bytes: Uint8Array, textStart: number): string {
+  const { start, end, facts } = analysis.statements[k];
+  return touchesSession(facts) ? text(bytes, textStart + start, textStart + end) : '';
 }
 
 function observeQuery(customSettings: string[] | null): string {

@@ -274,8 +274,8 @@ export interface TokenInjection extends Injection {
 /** What the core tells a codec when it makes one for a session. */
 export interface SessionContext {
   readonly greeting: Extract<Greeting, { kind: 'session' }>;
-  /** Facts per server database shared by all sessions (catalogue), set by `learn` exchanges. */
-  readonly shared: unknown;
+  /** What {@link Codec.learn} last brought for this database, undefined while nothing is known. Called whenever it matters. */
+  readonly shared: () => unknown;
   readonly options: unknown;
 }
 
@@ -399,6 +399,8 @@ export interface Codec {
   readonly authMethods: readonly string[];
   /** What is not protected with this codec, for `outlive check` and the documentation. */
   readonly unprotected: readonly string[];
+  /** What tells a client that it is let in, when a refusal of the server's login follows instead of a welcome. */
+  readonly accepted: Uint8Array;
   /** ALPN name for TLS that starts at once, or null. */
   readonly alpn: string | null;
   /** Length of the frame at [start, end) in an exchange (after the start-up), 0 when more bytes are needed. Throws {@link ProtocolViolation}. */
@@ -419,6 +421,8 @@ export interface Codec {
   lookup?(query: string, user: string): Exchange<Secret | null>;
   /** The whole dialogue of a cancel request, on a connection of its own. */
   cancel?(cancelKey: unknown): Exchange<void>;
+  /** Length of the cancel key to hand to the client, as long as the server's own. */
+  cancelKeyLength(login: LoginResult): number;
   /** The refusal of a client that was not even greeted (too many, shutting down). */
   refuse(error: GatewayError): Uint8Array;
   session(context: SessionContext): SessionCodec;
@@ -433,6 +437,8 @@ export interface PluginContext {
   readonly signal: AbortSignal;
   /** Runs an exchange on a server connection of the gateway's own (logged in as the listener's or topology's monitor user). Plugins that need none ignore it. */
   ask<R>(server: string, exchange: () => Exchange<R>): Promise<R>;
+  /** Asks a server for the credentials of a user with a query of the configuration; absent where the codec cannot. */
+  readonly lookup?: (query: string, user: string) => Promise<Secret | null>;
   /** Runs a command without a shell; rejects with a coded error when it fails or does not end in time. */
   run(
     command: readonly string[],

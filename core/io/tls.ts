@@ -153,10 +153,9 @@ export async function handshake(
     const succeeded = (): void => {
       socket.off('error', failed);
       socket.off('close', gone);
-      if (options.side === 'server' && options.tls.requestCert && !socket.authorized) {
-        const cause = socket.authorizationError as unknown;
-        reject(tlsError(options, cause instanceof Error ? cause : new Error(String(cause))));
-      } else resolve();
+      const wrong = options.side === 'server' && options.tls.requestCert ? clientCertificateError(socket) : null;
+      if (wrong === null) resolve();
+      else reject(tlsError(options, wrong));
     };
     socket.once(ready, succeeded);
     socket.once('error', failed);
@@ -164,6 +163,16 @@ export async function handshake(
   });
   const name = socket.alpnProtocol;
   return { endPoint: serverEndPoint(socket, options), alpn: typeof name === 'string' && name !== '' ? name : null };
+}
+
+/**
+ * What is wrong with the client's certificate. Only `tls.Server` sets `authorized`; here the engine is asked as it asks it,
+ * and where it cannot be asked nobody is let in.
+ */
+function clientCertificateError(socket: tls.TLSSocket): Error | null {
+  const engine = (socket as unknown as { _handle?: { verifyError?: () => Error | null | undefined } })._handle;
+  if (typeof engine?.verifyError !== 'function') return new Error('its certificate cannot be checked by this Node');
+  return engine.verifyError() ?? null;
 }
 
 function serverEndPoint(socket: tls.TLSSocket, options: StartTls): Uint8Array | null {

@@ -47,6 +47,8 @@ export interface SessionIo {
   recover(): void;
   /** The replay ended. `attempt` again on a retryable failure. */
   replayed(result: 'done' | 'diverged' | 'retry'): void;
+  /** The session goes on as if nothing had happened. */
+  resumed(): void;
   /** A commit that was acknowledged to the client had this position. */
   acknowledged(position: bigint): void;
   /** Close the client's connection after what was written. */
@@ -124,6 +126,8 @@ export class Session implements Sink {
 
   // A transaction of the gateway's own around the client's request.
   private guarding = false;
+  /** It is being rolled back. */
+  private abandoning = false;
   private verdict: Uint8Array[] = [];
 
   // After something went wrong.
@@ -408,8 +412,8 @@ export class Session implements Sink {
       // Failed: the transaction is in the failed state and cannot commit. Null: it has nothing to commit so far.
       unit.token = injection.failed() === null ? injection.token() : null;
       if (unit.token !== null) unit.unarmed = false;
-      if (this.guarding) this.closeGuard();
-      else this.pump();
+      if (!this.guarding) this.pump();
+      else if (!this.abandoning) this.closeGuard();
     });
   }
 
@@ -733,7 +737,7 @@ export class Session implements Sink {
         this.settle();
         return;
       }
-      if (this.unit.unarmed || (this.unit.token === null && !this.unit.arming && this.unit.writes)) this.arm();
+      if (this.unit.unarmed) this.arm();
       else if (!this.unit.arming) this.closeGuard();
       return;
     }
@@ -783,7 +787,9 @@ export class Session implements Sink {
 
   /** The guarded request failed: nothing of it stays. */
   private abandonGuard(request: Request): void {
+    this.abandoning = true;
     this.inject(this.codec.guard!.rollback(), () => {
+      this.abandoning = false;
       this.guarding = false;
       this.codec.guardEnded(false);
       this.releaseHeld(null);
@@ -894,6 +900,7 @@ export class Session implements Sink {
     this.doubtRest = EMPTY;
     this.doubted = null;
     this.readyStatus = null;
+    this.abandoning = false;
     this.retryable = false;
     // A replay in progress goes back to the records, in order.
     this.records = [...this.records, ...this.replayQueue];
@@ -1143,6 +1150,7 @@ export class Session implements Sink {
 
   private resume(): void {
     this.step('resume');
+    this.io.resumed();
     this.pump();
   }
 

@@ -1,3 +1,4 @@
+import { generateKeyPairSync, randomBytes, sign } from 'node:crypto';
 import { mkdtempSync, realpathSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -84,6 +85,42 @@ export async function eventually<T>(
     if (performance.now() >= deadline) throw new Error(`${message}: not so within ${timeoutMs} ms`, { cause });
     await sleep(intervalMs);
   }
+}
+
+/** Puts a DER element together. */
+function der(tag: number, ...parts: (Buffer | string)[]): Buffer {
+  const body = Buffer.concat(parts.map((part) => Buffer.from(part)));
+  const size = body.length;
+  const length = size < 128 ? [size] : size < 256 ? [0x81, size] : [0x82, size >> 8, size & 0xff];
+  return Buffer.concat([Buffer.from([tag, ...length]), body]);
+}
+
+/** A fresh self-signed certificate for localhost and 127.0.0.1, as PEM texts. */
+export function selfSignedCert(): { cert: string; key: string } {
+  const { privateKey, publicKey } = generateKeyPairSync('ec', { namedCurve: 'P-256' });
+  const oid = (hex: string) => der(0x06, Buffer.from(hex, 'hex'));
+  const ecdsaWithSha256 = der(0x30, oid('2a8648ce3d040302'));
+  const name = der(0x30, der(0x31, der(0x30, oid('550403'), der(0x0c, 'localhost'))));
+  const altNames = der(0x30, der(0x82, 'localhost'), der(0x87, Buffer.from([127, 0, 0, 1])));
+  const toBeSigned = der(
+    0x30,
+    der(0xa0, der(0x02, Buffer.from([2]))),
+    der(0x02, Buffer.from([1]), randomBytes(8)),
+    ecdsaWithSha256,
+    name,
+    // From long ago until far ahead, whatever the clock of the machine says.
+    der(0x30, der(0x17, '000101000000Z'), der(0x18, '20990101000000Z')),
+    name,
+    publicKey.export({ type: 'spki', format: 'der' }),
+    der(0xa3, der(0x30, der(0x30, oid('551d11'), der(0x04, altNames)))),
+  );
+  const signature = sign('sha256', toBeSigned, privateKey);
+  const bytes = der(0x30, toBeSigned, ecdsaWithSha256, der(0x03, Buffer.from([0]), signature));
+  const lines = bytes.toString('base64').replace(/.{64}/g, '$&\n').trimEnd();
+  return {
+    cert: `-----BEGIN CERTIFICATE-----\n${lines}\n-----END CERTIFICATE-----\n`,
+    key: privateKey.export({ type: 'pkcs8', format: 'pem' }) as string,
+  };
 }
 
 const made: string[] = [];

@@ -1,3 +1,4 @@
+import { spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import * as net from 'node:net';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
@@ -457,19 +458,42 @@ describe.each(['raw', 'stream'] as const)('a wire (%s)', (kind) => {
   });
 
   it('gives up connecting in time', async () => {
-    // A listener that accepts nothing and whose queue is full answers no SYN.
-    const full = net.createServer();
-    await new Promise<void>((resolve) => full.listen({ port: 0, host: '127.0.0.1', backlog: 1 }, resolve));
-    const { port } = full.address() as net.AddressInfo;
-    const mute = (full as unknown as { _handle: { onconnection: unknown } })._handle;
-    mute.onconnection = () => {};
+    // A stopped process accepts nothing; once its queue is full the kernel leaves a SYN without an answer.
+    const script = `require('net').createServer().listen({ port: 0, host: '127.0.0.1', backlog: 1 }, function () {
+      console.log(this.address().port); process.kill(process.pid, 'SIGSTOP') })`;
+    const stopped = spawn(process.execPath, ['-e', script], { stdio: ['ignore', 'pipe', 'inherit'] });
+    const port = await new Promise<number>((resolve) => stopped.stdout.once('data', (data) => resolve(Number(data))));
+    await sleep(100);
     const fill = Array.from({ length: 8 }, () => net.connect(port, '127.0.0.1').on('error', () => {}));
-    const spin = performance.now();
-    const started = connect({ host: '192.0.2.1', port: 9, timeoutMs: 150 });
-    await expect(started).rejects.toMatchObject({ culprit: 'network' });
-    expect(performance.now() - spin).toBeLessThan(1500);
+    await sleep(100);
+    const started = performance.now();
+    const attempt = connect({ host: '127.0.0.1', port, timeoutMs: 150 });
+    await expect(attempt).rejects.toMatchObject({ code: 'OUTLIVE_CONNECT_TIMEOUT', culprit: 'network' });
+    expect(performance.now() - started).toBeLessThan(1500);
+    const abort = new AbortController();
+    const given = connect({ host: '127.0.0.1', port, timeoutMs: 5000, signal: abort.signal });
+    setTimeout(() => abort.abort(), 20);
+    await expect(given).rejects.toMatchObject({ code: 'OUTLIVE_CONNECT_ABORTED' });
     for (const socket of fill) socket.destroy();
-    full.close();
+    stopped.kill('SIGKILL');
+  });
+
+  it.runIf(kind === 'raw')('still delivers an answer that came before a write failed', async () => {
+    const [near, far] = await pair();
+    near.write(Buffer.from('the commit took effect'));
+    await sleep(20);
+    near.reset();
+    await sleep(20);
+    let said = '';
+    far.onData = (data) => {
+      said += Buffer.from(data).toString();
+    };
+    const over = closing(far);
+    far.write(Buffer.from('next'));
+    far.write(Buffer.from('next'));
+    far.resume();
+    expect(await over).toMatchObject({ syscall: 'write' });
+    expect(said).toBe('the commit took effect');
   });
 
   it('opens and closes thousands of connections without a trace', { timeout: 60_000 }, async () => {

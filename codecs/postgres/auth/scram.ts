@@ -34,7 +34,8 @@ const hmac = (key: Uint8Array, ...parts: (string | Uint8Array)[]): Buffer => {
 
 const sha256 = (data: Uint8Array): Buffer => createHash('sha256').update(data).digest();
 
-const xor = (left: Uint8Array, right: Uint8Array): Uint8Array => left.map((byte, index) => byte ^ right[index]);
+const xor = (left: Uint8Array, right: Uint8Array): Uint8Array =>
+  Uint8Array.from(left, (byte, index) => byte ^ right[index]);
 
 const base64 = (bytes: Uint8Array): string => Buffer.from(bytes).toString('base64');
 

@@ -70,6 +70,9 @@ export const EMPTY_FACTS: StatementFacts = Object.freeze({ ...draft(), effect: '
 /** The server cuts identifiers to NAMEDATALEN - 1 bytes. */
 const LONGEST_NAME = 63;
 
+/** Strings that are names or options are short; longer ones are not worth their decoding. */
+const LONGEST_STRING = 1024;
+
 const LPAREN = 0x28;
 const RPAREN = 0x29;
 const STAR = 0x2a;
@@ -112,6 +115,11 @@ class Reader {
     return (this.#words[i - this.#base] ??= this.#fold(i));
   }
 
+  /** As word, and '' behind a dot too, where every word is a name. */
+  keyword(i: number): string {
+    return this.punct(i - 1) === DOT ? '' : this.word(i);
+  }
+
   is(i: number, ...sequence: string[]): boolean {
     return sequence.every((word, k) => this.word(i + k) === word);
   }
@@ -137,7 +145,7 @@ class Reader {
 
   /** The value of a plain '..' string at `i`; undefined for other tokens, and for escapes and continued strings. */
   string(i: number): string | undefined {
-    if (this.kind(i) !== STRING) return undefined;
+    if (this.kind(i) !== STRING || this.tokens.end[i] - this.tokens.start[i] > LONGEST_STRING) return undefined;
     const raw = this.bytes.toString('utf8', this.tokens.start[i], this.tokens.end[i]);
     if (!/^'(?:[^'\\]|'')*'$/.test(raw)) return undefined;
     return raw.slice(1, -1).replaceAll("''", "'");
@@ -318,7 +326,7 @@ function scan(r: Reader, from: number, to: number, f: Draft, main: number, alias
     const name = r.name(i) as string;
     const afterDot = r.punct(i - 1) === DOT;
     if (kind === WORD && !afterDot && RESERVED.has(name)) {
-      const previous = r.word(i - 1);
+      const previous = r.keyword(i - 1);
       if (previous === 'as') names.add(name);
       else if (name === 'with') {
         const clause = readWith(r, i, aliases);
@@ -383,20 +391,18 @@ function isCall(r: Reader, i: number, afterDot: boolean, opened: number): boolea
       }
       break;
     case WORD: {
-      const word = r.word(before);
-      if (word === 'as' || word === 'into') return false;
+      const word = r.keyword(before);
+      if (word === 'as' || word === 'into' || !isKeyword(word)) return false;
       if (word === 'ordinality' && r.word(before - 1) === 'with') return false;
-      const keyword = r.punct(before - 1) !== DOT && isKeyword(word);
-      if (!keyword) return false;
       if (!afterDot && r.kind(i) === WORD) {
         const name = r.word(i);
         if (INFIX.has(name) && !RESERVED.has(word) && !BEFORE_EXPRESSION.has(word)) return false;
-        if (word === 'by' && (name === 'rollup' || name === 'cube')) return false;
+        if (word === 'by' && r.word(before - 1) === 'group' && (name === 'rollup' || name === 'cube')) return false;
         if (name === 'by' && (word === 'order' || word === 'group' || word === 'partition')) return false;
         if (word === 'grouping' && name === 'sets') return false;
         if (word === 'time' && name === 'zone') return false;
         if (word === 'fetch' && (name === 'first' || name === 'next')) return false;
-        if (word === 'not' && name === 'materialized') return false;
+        if (word === 'not' && name === 'materialized' && r.word(before - 1) === 'as') return false;
         if (word === 'not' && (name === 'like' || name === 'ilike') && endsOperand(r, before - 1)) return false;
       }
       break;
@@ -491,9 +497,11 @@ function readSet(r: Reader, i: number, f: Draft): void {
     i++;
   }
   const { name, value } = readParameter(r, i);
+  // These are set anew by every transaction.
+  if (/^transaction_(isolation|read_only|deferrable)$/.test(name)) scope = 'transaction';
   const reset = r.is(value, 'default') && r.kind(value + 1) === 0;
   f.set = { name, scope, kind: reset ? 'reset' : 'set' };
-  f.local = scope === 'local';
+  f.local = scope !== 'session';
 }
 
 function isAssignment(r: Reader, i: number): boolean {
@@ -948,8 +956,8 @@ function takeSessionFunctions(f: Draft): void {
 function readInto(r: Reader, f: Draft): void {
   let at = -1;
   for (let i = r.to - 1; i >= 0 && at < 0; i--) {
-    const previous = r.word(i - 1);
-    if (r.word(i) === 'into' && previous !== 'insert' && previous !== 'merge' && r.punct(i - 1) !== DOT) at = i + 1;
+    const previous = r.keyword(i - 1);
+    if (r.keyword(i) === 'into' && previous !== 'insert' && previous !== 'merge') at = i + 1;
   }
   let temporary = false;
   for (;;) {

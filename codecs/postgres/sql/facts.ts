@@ -57,7 +57,10 @@ export interface SetFact {
    * characteristics` and `constraints` (SET CONSTRAINTS). RESET ALL is `all`.
    */
   readonly name: string;
-  /** session: survives the transaction when it commits. local: SET LOCAL. transaction: SET TRANSACTION, CONSTRAINTS. */
+  /**
+   * session: survives the transaction when it commits. local: SET LOCAL. transaction: SET TRANSACTION, SET CONSTRAINTS and
+   * the parameters transaction_isolation, transaction_read_only and transaction_deferrable.
+   */
   readonly scope: 'session' | 'local' | 'transaction';
   /** reset: RESET x and SET x TO DEFAULT. */
   readonly kind: 'set' | 'reset' | 'reset-all';

@@ -6,7 +6,7 @@ import {
   type LoginOutcome,
   type LoginResult,
 } from '../../contract/index.js';
-import type { Wire } from '../../io/index.js';
+import type { Wire } from '../../io/wire.js';
 import type { ServerConfig } from '../config/index.js';
 import type { Outside } from './outside.js';
 
@@ -16,6 +16,8 @@ export interface LoggedIn {
   readonly wire: Wire;
   readonly rest: Uint8Array;
   readonly login: LoginResult;
+  /** When the login was done. */
+  readonly since: number;
 }
 
 export type Refused = Extract<LoginOutcome, { ok: false }>;
@@ -41,7 +43,7 @@ export async function logIn(outside: Outside, request: LoginRequest): Promise<Lo
     const left = Math.max(1, timeoutMs - (outside.now() - began));
     const run = { codec, server, timeoutMs: left, signal };
     const { result, rest } = await outside.run(wire, codec.login({ identity, startup, tls }), run);
-    if (result.ok) return { ok: true, wire, rest, login: result.login };
+    if (result.ok) return { ok: true, wire, rest, login: result.login, since: outside.now() };
     wire.destroy();
     return result;
   } catch (error) {

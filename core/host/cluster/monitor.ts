@@ -1,5 +1,5 @@
 import type { Codec, Identity, ServerError, ServerFacts } from '../../contract/index.js';
-import type { Wire } from '../../io/index.js';
+import type { Wire } from '../../io/wire.js';
 import type { ServerConfig } from '../config/index.js';
 import { codeOf, isGone, logIn } from './login.js';
 import type { Outside } from './outside.js';
@@ -16,7 +16,7 @@ export interface MonitorOptions {
   readonly codec: Codec;
   readonly outside: Outside;
   /** Who the monitor is on the server. */
-  readonly identity: Identity;
+  readonly identity: () => Identity;
   readonly timeout: number;
   /** Pause between probes now; asked before each one. `connected` says whether a probe needs a login first. */
   readonly pace: (connected: boolean) => number;
@@ -24,7 +24,7 @@ export interface MonitorOptions {
   readonly onSighting: (sighting: Sighting, began: number) => void;
 }
 
-/** A connection that was lost this soon after its login is no reason to try again before the regular time. */
+/** A connection that is lost sooner than this after its login is not replaced at once: a server could end each one like that. */
 const YOUNG_MS = 50;
 
 const EMPTY = new Uint8Array(0);
@@ -107,10 +107,10 @@ export class Monitor {
     return sighting;
   }
 
-  #schedule(): void {
+  #schedule(atMost = Number.POSITIVE_INFINITY): void {
     this.#cancelTimer?.();
     const { outside, pace } = this.#options;
-    const wait = Math.max(0, this.#lastBegan + pace(this.#wire !== null) - outside.now());
+    const wait = Math.min(atMost, Math.max(0, this.#lastBegan + pace(this.#wire !== null) - outside.now()));
     this.#cancelTimer = outside.after(wait, () => void this.probe(false));
   }
 
@@ -159,7 +159,7 @@ export class Monitor {
     const { codec, outside, server, identity, timeout: timeoutMs } = this.#options;
     const { signal } = this.#stop;
     try {
-      const login = await logIn(outside, { codec, server, identity, startup: null, timeoutMs, signal });
+      const login = await logIn(outside, { codec, server, identity: identity(), startup: null, timeoutMs, signal });
       if (!login.ok) {
         return isGone(login) ? { kind: 'failed', code: login.error.code } : { kind: 'refused', error: login.error };
       }
@@ -193,7 +193,7 @@ export class Monitor {
     if (closed) this.#wire = null;
     const { outside } = this.#options;
     if (this.#running !== null) return;
-    if (closed && outside.now() - this.#wireSince < YOUNG_MS) this.#schedule();
+    if (closed && outside.now() - this.#wireSince < YOUNG_MS) this.#schedule(YOUNG_MS);
     else void this.probe(false);
   }
 

@@ -1,5 +1,5 @@
 import { type Codec, CodedError, type Exchange, type Identity } from '../../contract/index.js';
-import type { Wire } from '../../io/index.js';
+import type { Wire } from '../../io/wire.js';
 import type { ServerConfig } from '../config/index.js';
 import { logIn } from './login.js';
 import { FIRST, Turns } from './logins.js';
@@ -10,7 +10,7 @@ export interface OwnOptions {
   readonly server: ServerConfig;
   readonly codec: Codec;
   readonly outside: Outside;
-  readonly identity: Identity;
+  readonly identity: () => Identity;
   /** The server's login queue. */
   readonly logins: Turns;
 }
@@ -77,7 +77,7 @@ export class OwnConnections {
       }
     }
     const login = await logins.run(FIRST, signal, () =>
-      logIn(outside, { codec, server, identity, startup: null, timeoutMs: left(), signal }),
+      logIn(outside, { codec, server, identity: identity(), startup: null, timeoutMs: left(), signal }),
     );
     if (login.ok) return over(login.wire, login.rest);
     throw monitorRefused(server.name, login.error.code);

@@ -1,13 +1,13 @@
 import { createHash } from 'node:crypto';
 import type { Codec, Identity, Log, LoginResult } from '../../contract/index.js';
-import type { Wire } from '../../io/index.js';
+import type { Wire } from '../../io/wire.js';
 import type { ServerConfig } from '../config/index.js';
 import { codeOf, logIn } from './login.js';
 import { LAST, type Turns } from './logins.js';
 import { detach } from './monitor.js';
 import type { Outside } from './outside.js';
 
-/** A server as spares see it. */
+/** A server as spares see it. Each server is one object. */
 export interface SpareHost {
   readonly config: ServerConfig;
   readonly logins: Turns;
@@ -18,6 +18,8 @@ export interface Spare {
   readonly wire: Wire;
   readonly rest: Uint8Array;
   readonly login: LoginResult;
+  /** When the login was done. */
+  readonly since: number;
 }
 
 export interface SparesOptions {
@@ -50,6 +52,7 @@ interface Held {
   readonly owner: Owner;
   readonly wire: Wire;
   readonly login: LoginResult;
+  readonly since: number;
   rest: Uint8Array;
 }
 
@@ -222,12 +225,12 @@ export class Spares {
     this.#fill();
   }
 
-  #hold(host: SpareHost, owner: Owner, { wire, rest, login }: Spare): void {
+  #hold(host: SpareHost, owner: Owner, { wire, rest, login, since }: Spare): void {
     if (this.#stop.signal.aborted || this.#owners.get(owner.key) !== owner || !wire.open) {
       wire.destroy();
       return;
     }
-    const one: Held = { host, owner, wire, login, rest };
+    const one: Held = { host, owner, wire, login, since, rest };
     let list = owner.held.get(host);
     if (list === undefined) owner.held.set(host, (list = []));
     list.push(one);

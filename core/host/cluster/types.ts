@@ -5,7 +5,7 @@ import {
   type LoginResult,
   type ServerFacts,
 } from '../../contract/index.js';
-import type { Wire } from '../../io/index.js';
+import type { Wire } from '../../io/wire.js';
 
 /** One configured server as it is known now. One object per server for the life of the cluster; its members change. */
 export interface ServerState {
@@ -14,7 +14,7 @@ export interface ServerState {
   readonly port: number;
   /** What its latest answer said; kept when it stops answering. */
   facts: ServerFacts | null;
-  /** What its first answer said of the present instance and timeline: what tokens taken there refer to. */
+  /** What its first answer said of the present instance, timeline and role: what tokens taken there refer to. */
   firstFacts: ServerFacts | null;
   /** Whether the latest probe was answered. */
   reachable: boolean;
@@ -24,6 +24,17 @@ export interface ServerState {
   refused: string | null;
 }
 
+/** Where tokens of a connection come from. Plain but for `server`. */
+export interface Origin {
+  readonly server: ServerState;
+  /** `server.firstFacts` at hand-over. */
+  readonly facts: ServerFacts;
+  /** The server's session. */
+  readonly backendId: string;
+  /** When the login was done; without it the facts are taken for those of the very life of the server that the connection is to. */
+  readonly since?: number;
+}
+
 /** A logged-in server connection. The wire is paused and without handlers. */
 export interface BackendConnection {
   readonly wire: Wire;
@@ -31,8 +42,8 @@ export interface BackendConnection {
   readonly rest: Uint8Array;
   readonly login: LoginResult;
   readonly server: ServerState;
-  /** `server.firstFacts` at hand-over: the origin of tokens that are taken on this connection. Null without a monitor. */
-  readonly facts: ServerFacts | null;
+  /** What to ask for outcomes with. Null without a monitor. */
+  readonly origin: Origin | null;
   /** Whether it was logged in beforehand. */
   readonly spare: boolean;
 }

@@ -1,0 +1,911 @@
+import { setMaxListeners } from 'node:events';
+import {
+  type ActionPlugin,
+  type Codec,
+  CodedError,
+  type Exchange,
+  type Identity,
+  type Log,
+  type OutcomeToken,
+  type Secret,
+  type ServerFacts,
+} from '../../contract/index.js';
+import type { ClusterConfig, ServerConfig } from '../config/index.js';
+import type { Stats } from '../metrics.js';
+import { AcknowledgedCommits } from './commits.js';
+import { type Decision, decide, elect, type Refusal, type Seen, type Standing } from './decide.js';
+import { Learned } from './learned.js';
+import { codeOf, isGone, type LoggedIn, logIn } from './login.js';
+import { Turns } from './logins.js';
+import { Monitor, type Sighting } from './monitor.js';
+import { type Outside, outsideWorld } from './outside.js';
+import { monitorRefused, OwnConnections } from './own.js';
+import { Spares } from './spares.js';
+import {
+  type AcquireRequest,
+  type BackendConnection,
+  type ClusterEvent,
+  type Doubt,
+  LoginRefused,
+  type Origin,
+  type ServerState,
+} from './types.js';
+
+export interface ClusterOptions {
+  readonly config: ClusterConfig;
+  readonly codec: Codec;
+  readonly log: Log;
+  readonly stats: Stats;
+  /** Milliseconds; deadlines are on this clock. */
+  readonly now: () => number;
+  readonly plugins: { readonly promote?: ActionPlugin; readonly fence?: ActionPlugin };
+  /** The world outside; the real one unless a test stands in for it. */
+  readonly outside?: Outside;
+}
+
+/** What a codec offers besides the contract where it can: where `server`'s history left `timeline`; null when unknown. */
+type SwitchPoints = { switchPoint?(server: ServerFacts, timeline: number): bigint | null };
+
+/** How often servers are probed while sessions wait for one: over a connection at hand, and where each probe needs a login. */
+const FAST_MS = 20;
+const FAST_LOGIN_MS = 50;
+/** Waits after failed attempts: from, to. */
+const BACKOFF_MS = 10;
+const MAX_BACKOFF_MS = 200;
+const LOGIN_TIMEOUT_MS = 10_000;
+/** For a cancel, and for servers that are not monitored. */
+const SHORT_TIMEOUT_MS = 5000;
+/** Longer times are no times for a timer. */
+const MAX_TIMER_MS = 2 ** 31 - 1;
+
+interface Node {
+  readonly config: ServerConfig;
+  readonly state: ServerState;
+  readonly logins: Turns;
+  readonly monitor: Monitor | null;
+  readonly own: OwnConnections | null;
+  unreachableSince: number | null;
+  failures: number;
+  refusal: Refusal | null;
+  /** When anything was heard of it, a refusal included; null before that. */
+  lastHeard: number | null;
+  cancelSilence: (() => void) | null;
+  /** The incarnation in which sessions were given connections to it that nobody has called void yet. */
+  served: string | null;
+  /** Its latest incarnations, and when the latest probe began that showed it in each. */
+  readonly eras: Map<string, number>;
+  /** The code of the monitor's latest refusal, so that it is logged once. */
+  refusedAs: string | null;
+}
+
+/** A wait that ends at a deadline, at the caller's will, or when the cluster stops. */
+interface Limit {
+  readonly signal: AbortSignal;
+  release(): void;
+}
+
+/**
+ * The servers behind listeners: knows which one takes writes, opens connections to it, and settles what became of commits when
+ * it was lost.
+ */
+export class Cluster {
+  readonly name: string;
+  readonly #config: ClusterConfig;
+  readonly #codec: Codec;
+  readonly #log: Log;
+  readonly #stats: Stats;
+  readonly #outside: Outside;
+  readonly #plugins: ClusterOptions['plugins'];
+  readonly #nodes: readonly Node[];
+  /** Without a monitor nothing is known of the servers: the first that can be logged in to is taken for writable. */
+  readonly #blind: boolean;
+  readonly #stopping = new AbortController();
+  readonly #listeners = new Set<(event: ClusterEvent) => void>();
+  readonly #waiting = new Set<() => void>();
+  readonly #spares: Spares;
+  readonly #learned: Learned;
+  readonly #commits = new AcknowledgedCommits();
+  readonly #fences = new Map<string, Fence>();
+
+  #begun = false;
+  #standing: Standing = { system: null, timeline: 0, primary: null };
+  #writable: Node | null = null;
+  /** The incarnation that took writes last. */
+  #incarnation: string | null = null;
+  /** Aborted when the writable server ceases to be it: logins under way there are in vain. */
+  #tenure = new AbortController();
+  #tickets = 0;
+  /** A fence or promotion is under way. */
+  #acting = false;
+  #lastOrder: { at: number; failed: boolean } | null = null;
+  #lastWhy = '';
+  #cancelDecision: (() => void) | null = null;
+
+  constructor(options: ClusterOptions) {
+    const { config, codec, log, stats } = options;
+    this.name = config.name;
+    this.#config = config;
+    this.#codec = codec;
+    this.#log = log;
+    this.#stats = stats;
+    this.#plugins = options.plugins;
+    // Each wait listens to it.
+    setMaxListeners(0, this.#stopping.signal);
+    const outside = (this.#outside = options.outside ?? outsideWorld(options.now));
+    this.#blind = config.monitor === null || codec.probe === undefined;
+    this.#nodes = config.servers.map((server) => this.#node(server));
+    const { perIdentity, total } = config.spares;
+    this.#spares = new Spares({ codec, outside, log, perIdentity: this.#blind ? 0 : perIdentity, total });
+    this.#learned = new Learned(() => outside.now());
+    if (this.#blind) this.#writable = this.#nodes[0];
+  }
+
+  #node(server: ServerConfig): Node {
+    const { name, host, port } = server;
+    const state = { name, host, port, facts: null, firstFacts: null, reachable: false, lastSeen: -1, refused: null };
+    const logins = new Turns(this.#config.logins.concurrent);
+    const watch = this.#config.monitor;
+    let monitor: Monitor | null = null;
+    let own: OwnConnections | null = null;
+    if (watch !== null) {
+      const { user, database, password, timeout } = watch;
+      const identity = (): Identity => ({
+        user,
+        database,
+        secret: password === null ? null : { password: password.reveal() },
+      });
+      const basis = { server, codec: this.#codec, outside: this.#outside, identity };
+      own = new OwnConnections({ ...basis, logins });
+      if (!this.#blind) {
+        monitor = new Monitor({
+          ...basis,
+          timeout,
+          pace: (connected) => this.#pace(connected),
+          onSighting: (sighting, began) => this.#saw(node, sighting, began),
+        });
+      }
+    }
+    const node: Node = {
+      config: server,
+      state,
+      logins,
+      monitor,
+      own,
+      unreachableSince: null,
+      failures: 0,
+      refusal: null,
+      lastHeard: null,
+      cancelSilence: null,
+      served: null,
+      eras: new Map(),
+      refusedAs: null,
+    };
+    return node;
+  }
+
+  // ------------------------------------------------------------------------------------------------------------ life
+
+  /** Begins to watch the servers. Resolves after a first look at each, whatever it showed. */
+  async start(): Promise<void> {
+    await Promise.all(this.#nodes.map((node) => node.monitor?.start()));
+    this.#begun = true;
+    this.#evaluate();
+    if (this.primary() === null) this.#log.warn({ cluster: this.name }, 'no server takes writes at the start');
+  }
+
+  /** Ends all waits with OUTLIVE_STOPPING and closes the cluster's own connections. Those that were handed out go on. */
+  async stop(): Promise<void> {
+    this.#stopping.abort(new CodedError('OUTLIVE_STOPPING', 'gateway', 'the gateway stops'));
+    this.#cancelDecision?.();
+    this.#spares.stop();
+    for (const node of this.#nodes) {
+      node.cancelSilence?.();
+      node.own?.stop();
+    }
+    this.#listeners.clear();
+    await Promise.all(this.#nodes.map((node) => node.monitor?.stop()));
+  }
+
+  /** The server that takes writes, as far as is known at this moment. */
+  primary(): ServerState | null {
+    return this.#writable?.state ?? null;
+  }
+
+  /** All servers, in the configuration's order. */
+  servers(): readonly ServerState[] {
+    return this.#nodes.map(({ state }) => state);
+  }
+
+  /** Tells of changes, at once and in order. Returns a function that ends it. */
+  onChange(listener: (event: ClusterEvent) => void): () => void {
+    this.#listeners.add(listener);
+    return () => void this.#listeners.delete(listener);
+  }
+
+  /** Plain data for the status page, without secrets. */
+  status(): object {
+    const now = this.#outside.now();
+    return {
+      name: this.name,
+      codec: this.#codec.name,
+      monitored: !this.#blind,
+      primary: this.primary()?.name ?? null,
+      system: this.#standing.system,
+      timeline: this.#standing.timeline,
+      waiting: this.#waiting.size,
+      spares: this.#spares.count,
+      servers: this.#nodes.map((node) => ({
+        name: node.state.name,
+        host: node.state.host,
+        port: node.state.port,
+        reachable: node.state.reachable,
+        role: node.state.facts?.role ?? null,
+        writable: node.state.facts?.writable ?? null,
+        timeline: node.state.facts?.timeline ?? null,
+        position: node.state.facts === null ? null : String(node.state.facts.position),
+        lagBytes: node.state.facts?.lagBytes ?? null,
+        refused: node.state.refused,
+        lastSeenMsAgo: node.state.lastSeen < 0 ? null : Math.round(now - node.state.lastSeen),
+        logins: { running: node.logins.running, waiting: node.logins.waiting },
+        spares: this.#spares.on(node),
+      })),
+    };
+  }
+
+  // ------------------------------------------------------------------------------------------------- connections
+
+  /**
+   * A logged-in connection to the writable server as this identity: a warm spare when one fits. Waits for a writable server, and for
+   * its turn to log in.
+   *
+   * Rejects with {@link LoginRefused} when the server refuses for good, or did so for lack of room until the deadline; with
+   * OUTLIVE_NO_WRITABLE_SERVER at the deadline; with the signal's reason when it is aborted.
+   */
+  async acquire(request: AcquireRequest): Promise<BackendConnection> {
+    const { identity, startup, passThrough = false } = request;
+    const ticket = ++this.#tickets;
+    let refusal: LoginRefused | null = null;
+    const limit = this.#limit(request.deadline, request.signal, () => refusal ?? this.#noWritableServer());
+    try {
+      for (let failures = 0; ; ) {
+        const node = this.#writable ?? (await this.#present(limit.signal));
+        limit.signal.throwIfAborted();
+        if (!passThrough) {
+          const spare = this.#spares.take(node, identity, startup);
+          if (spare !== null) return this.#hand(node, spare, true);
+        }
+        const tenure = this.#tenure.signal;
+        const signal = AbortSignal.any([limit.signal, tenure]);
+        let login: Awaited<ReturnType<typeof logIn>> | null = null;
+        try {
+          login = await node.logins.run(ticket, signal, () => this.#logIn(node, identity, startup, signal));
+        } catch (error) {
+          if (limit.signal.aborted) throw error;
+          if (!tenure.aborted) {
+            this.#stats.count(this.#stats.logins, 'failed');
+            this.#log.debug({ server: node.state.name, code: codeOf(error) }, 'a login failed');
+            await this.#lookAgain(node);
+          }
+        }
+        if (login !== null && login.ok) {
+          if (!passThrough) this.#spares.given(identity, startup, login.wire);
+          return this.#hand(node, login, false);
+        }
+        refusal = null;
+        if (login !== null && !login.ok) {
+          this.#stats.count(this.#stats.logins, login.transient ? 'postponed' : 'refused');
+          if (!login.transient) throw new LoginRefused(node.state.name, login);
+          // It goes down or starts up: that is the monitor's to say, and ends the wait at the right moment.
+          if (isGone(login)) await this.#lookAgain(node);
+          else refusal = new LoginRefused(node.state.name, login);
+        }
+        if (this.#writable === node && !tenure.aborted) await this.#sleep(backoff(failures++), limit.signal);
+        else failures = 0;
+      }
+    } catch (error) {
+      throw limit.signal.aborted ? limit.signal.reason : error;
+    } finally {
+      limit.release();
+    }
+  }
+
+  #logIn(node: Node, identity: Identity, startup: unknown, signal: AbortSignal) {
+    const timeoutMs = this.#blind ? SHORT_TIMEOUT_MS : LOGIN_TIMEOUT_MS;
+    return logIn(this.#outside, { codec: this.#codec, server: node.config, identity, startup, timeoutMs, signal });
+  }
+
+  #hand(node: Node, { wire, rest, login, since }: Omit<LoggedIn, 'ok'>, spare: boolean): BackendConnection {
+    this.#stats.count(this.#stats.logins, spare ? 'spare' : 'ok');
+    node.served = this.#incarnation;
+    const { state: server } = node;
+    const facts = server.firstFacts;
+    const origin = facts === null ? null : { server, facts, backendId: login.backendId, since };
+    return { wire, rest, login, server, origin, spare };
+  }
+
+  /** A connection could not be had where it should have been: looks again, so that nobody tries in vain. */
+  async #lookAgain(node: Node): Promise<void> {
+    if (!this.#blind) await node.monitor!.probe(true);
+    else if (this.#writable === node) this.#turnTo(this.#nodes[(this.#nodes.indexOf(node) + 1) % this.#nodes.length]);
+  }
+
+  /** Without a monitor: the next server is tried. */
+  #turnTo(node: Node): void {
+    const before = this.#writable!;
+    if (node === before) return;
+    this.#writable = node;
+    this.#tenure.abort();
+    this.#tenure = new AbortController();
+    this.#emit({ type: 'primary-lost', server: before.state });
+    this.#emit({ type: 'primary-found', server: node.state });
+  }
+
+  #noWritableServer(): CodedError {
+    const states = this.#nodes.map((node) => `${node.state.name} ${this.#describe(node)}`).join(', ');
+    const message = `no server of cluster ${this.name} takes writes: ${states}; start one, or promote a standby`;
+    return new CodedError('OUTLIVE_NO_WRITABLE_SERVER', 'server', message);
+  }
+
+  #describe({ state }: Node): string {
+    if (state.refused !== null) return state.refused;
+    if (!state.reachable) return this.#blind ? 'lets nobody in' : 'is not reachable';
+    return state.facts?.role === 'standby' ? 'is a standby' : state.facts?.writable ? 'takes writes' : 'is read-only';
+  }
+
+  // ---------------------------------------------------------------------------------------------------- own questions
+
+  /**
+   * A session lost its connection to `server`, or doubts it: looks at the server now, once for all who ask at the same time.
+   * @param instance `facts.instance` of the session's connection; null when it has none
+   */
+  async doubt(server: ServerState, instance: string | null): Promise<Doubt> {
+    const node = this.#nodeOf(server);
+    if (this.#blind) return this.#knock(node);
+    const sighting = await node.monitor!.probe(true);
+    if (sighting.kind !== 'facts') return 'gone';
+    const { facts } = sighting;
+    if (!facts.writable || this.#writable !== node) return 'demoted';
+    return instance !== null && facts.instance !== instance ? 'restarted' : 'same';
+  }
+
+  /** Without a monitor all that can be said is whether somebody is at home. */
+  async #knock(node: Node): Promise<Doubt> {
+    try {
+      const wire = await this.#outside.dial(node.config, SHORT_TIMEOUT_MS, this.#stopping.signal);
+      wire.destroy();
+      return 'same';
+    } catch {
+      await this.#lookAgain(node);
+      return 'gone';
+    }
+  }
+
+  /**
+   * What became of a commit whose answer was lost. The old primary is fenced first where that is configured; where the server itself
+   * lives on, the session's old backend is ended first. Never rejects: what cannot be learnt until the deadline is unknown.
+   *
+   * @param origin of the connection that the token was taken on
+   */
+  async resolve(
+    token: OutcomeToken,
+    origin: Origin,
+    deadline: number,
+  ): Promise<'committed' | 'not-committed' | 'unknown'> {
+    if (this.#blind || this.#codec.resolve === undefined) return 'unknown';
+    const limit = this.#limit(deadline, null, () => this.#noWritableServer());
+    try {
+      for (let failures = 0; ; failures++) {
+        if (failures > 0) await this.#sleep(backoff(failures - 1), limit.signal);
+        const node = this.#writable ?? (await this.#present(limit.signal));
+        const signal = AbortSignal.any([limit.signal, this.#tenure.signal]);
+        try {
+          if (!(await this.#disarm(origin, node, signal))) continue;
+          const outcome = await this.#outcome(token, origin, node, signal);
+          if (outcome !== 'wait') return outcome;
+          if (sameLife(node, origin)) await this.#terminate(node, origin.backendId, signal);
+        } catch (error) {
+          limit.signal.throwIfAborted();
+          this.#log.debug({ server: node.state.name, code: codeOf(error) }, 'an outcome could not be asked for');
+          if (this.#writable === node) await node.monitor!.probe(true);
+        }
+      }
+    } catch (error) {
+      if (!limit.signal.aborted) throw error;
+      return 'unknown';
+    } finally {
+      limit.release();
+    }
+  }
+
+  async #outcome(token: OutcomeToken, { server, facts, since }: Origin, node: Node, signal: AbortSignal) {
+    const { resolve } = this.#codec;
+    const present = node.state.firstFacts!;
+    const ask = (origin: ServerFacts) => this.#ask(node, () => resolve!.call(this.#codec, token, origin, present), signal);
+    const outcome = await ask(facts);
+    // The server may have been restarted just before the login, and the monitor not have seen it yet: then the connection was to
+    // the present life, and not to the one that the facts are of. No telling which: the answer must hold for both.
+    const unsure = since !== undefined && (node.eras.get(keyOf(server.name, facts)) ?? since) < since;
+    if (server !== node.state || !unsure || keyOf(server.name, facts) === keyOf(server.name, present)) return outcome;
+    return (await ask(present)) === outcome ? outcome : 'unknown';
+  }
+
+  /** Makes sure that the old transaction cannot end differently any more. False when that has not been reached yet. */
+  async #disarm(origin: Origin, node: Node, signal: AbortSignal): Promise<boolean> {
+    if (sameLife(node, origin)) return this.#terminate(node, origin.backendId, signal);
+    // A restart ends all that was.
+    if (node.state === origin.server) return true;
+    // It has come back under the new primary: what it was before is over.
+    if (origin.server.reachable && origin.server.facts?.role === 'standby') return true;
+    return this.#fence(origin.server, origin.facts, signal);
+  }
+
+  /** Ends a server session. True when it is gone. */
+  async terminate(server: ServerState, backendId: string): Promise<boolean> {
+    return this.#terminate(this.#nodeOf(server), backendId, this.#stopping.signal);
+  }
+
+  async #terminate(node: Node, backendId: string, signal: AbortSignal): Promise<boolean> {
+    const { terminate } = this.#codec;
+    return terminate === undefined || this.#ask(node, () => terminate.call(this.#codec, backendId), signal);
+  }
+
+  /** Passes a client's cancel request on. Nobody answers one, so this never rejects. */
+  async cancel(server: ServerState, cancelKey: unknown): Promise<void> {
+    const { cancel } = this.#codec;
+    if (cancel === undefined) return;
+    const { config } = this.#nodeOf(server);
+    const { signal } = this.#stopping;
+    try {
+      const wire = await this.#outside.dial(config, SHORT_TIMEOUT_MS, signal);
+      const run = { codec: this.#codec, server: config, timeoutMs: SHORT_TIMEOUT_MS, signal };
+      await this.#outside.run(wire, cancel.call(this.#codec, cancelKey), run).finally(() => wire.end());
+    } catch (error) {
+      this.#log.debug({ server: server.name, code: codeOf(error) }, 'a cancel request was not delivered');
+    }
+  }
+
+  /**
+   * Facts of a database that its sessions share (`codec.learn`), learnt over a connection of this identity; undefined where they
+   * cannot be had. Old facts are given at once and renewed behind the scenes.
+   */
+  learned(database: string, identity: Identity): Promise<unknown> {
+    return this.#learned.get(database, () => this.#learn(identity)).catch(() => undefined);
+  }
+
+  /** Shared facts as known now, without asking. */
+  learnedNow(database: string): unknown {
+    return this.#learned.peek(database);
+  }
+
+  /** The facts are known to have changed: learns them anew, once for all who ask at the same time. */
+  refresh(database: string, identity: Identity): Promise<unknown> {
+    return this.#learned.refresh(database, () => this.#learn(identity)).catch(() => undefined);
+  }
+
+  async #learn(identity: Identity): Promise<unknown> {
+    const { learn } = this.#codec;
+    if (learn === undefined) return undefined;
+    const { signal } = this.#stopping;
+    const deadline = this.#outside.now() + LOGIN_TIMEOUT_MS;
+    const { wire, rest, server } = await this.acquire({ identity, startup: null, deadline, signal, passThrough: true });
+    const { config } = this.#nodeOf(server);
+    try {
+      const run = { codec: this.#codec, server: config, rest, timeoutMs: LOGIN_TIMEOUT_MS, signal };
+      return (await this.#outside.run(wire, learn.call(this.#codec), run)).result;
+    } catch (error) {
+      this.#log.warn({ server: server.name, code: codeOf(error) }, 'shared facts could not be learnt');
+      throw error;
+    } finally {
+      wire.end();
+    }
+  }
+
+  /** Runs an exchange as the monitor on a server, by name. It may be run twice when a connection breaks. */
+  ask<R>(server: string, exchange: () => Exchange<R>): Promise<R> {
+    const node = this.#nodes.find(({ state }) => state.name === server);
+    if (node === undefined) {
+      const message = `cluster ${this.name} has no server ${server}`;
+      return Promise.reject(new CodedError('OUTLIVE_UNKNOWN_SERVER', 'plugin', message));
+    }
+    return this.#ask(node, exchange, this.#stopping.signal);
+  }
+
+  /** Asks the writable server for a user's secret with a query, as the monitor. */
+  async lookup(query: string, user: string): Promise<Secret | null> {
+    const { lookup } = this.#codec;
+    if (lookup === undefined) {
+      const message = `the codec ${this.#codec.name} cannot ask a server for credentials; use another credentials plugin`;
+      throw new CodedError('OUTLIVE_LOOKUP_UNSUPPORTED', 'config', message);
+    }
+    const deadline = this.#outside.now() + LOGIN_TIMEOUT_MS;
+    const limit = this.#limit(deadline, null, () => this.#noWritableServer());
+    try {
+      const node = this.#writable ?? (await this.#present(limit.signal));
+      return await this.#ask(node, () => lookup.call(this.#codec, query, user), limit.signal);
+    } catch (error) {
+      throw limit.signal.aborted ? limit.signal.reason : error;
+    } finally {
+      limit.release();
+    }
+  }
+
+  #ask<R>(node: Node, exchange: () => Exchange<R>, signal: AbortSignal): Promise<R> {
+    if (node.own === null) {
+      const message = `cluster ${this.name} has no monitor to ask its servers as; add monitor: { user: ... }`;
+      return Promise.reject(new CodedError('OUTLIVE_NO_MONITOR', 'config', message));
+    }
+    return node.own.run(exchange, this.#config.monitor!.timeout, signal);
+  }
+
+  /** A commit was acknowledged to a client: `position` of its token, `origin` of its connection. Cheap; called for every commit. */
+  acknowledged(origin: ServerFacts, position: bigint): void {
+    this.#commits.note(origin, position);
+  }
+
+  // ------------------------------------------------------------------------------------------------------- what is seen
+
+  /** Probes follow each other fast while somebody waits for what they bring. */
+  #pace(connected: boolean): number {
+    const { interval } = this.#config.monitor!;
+    if (this.#writable !== null || (this.#waiting.size === 0 && !this.#acting)) return interval;
+    return Math.min(interval, connected ? FAST_MS : FAST_LOGIN_MS);
+  }
+
+  #hurry(): void {
+    for (const { monitor } of this.#nodes) monitor?.hurry();
+  }
+
+  #saw(node: Node, sighting: Sighting, began: number): void {
+    const { state } = node;
+    const now = this.#outside.now();
+    const server = state.name;
+    if (sighting.kind === 'failed') {
+      node.failures++;
+      node.unreachableSince ??= began;
+      if (state.reachable || (state.lastSeen < 0 && node.failures === 1)) {
+        this.#log.warn({ cluster: this.name, server, code: sighting.code }, 'the server is not reachable');
+      }
+      state.reachable = false;
+      this.#awaitSilence(node);
+    } else {
+      node.lastHeard = now;
+      node.cancelSilence?.();
+      node.cancelSilence = null;
+    }
+    if (sighting.kind === 'refused' && node.refusedAs !== sighting.error.code) {
+      node.refusedAs = sighting.error.code;
+      const { code, message } = monitorRefused(server, sighting.error.code);
+      this.#log.error({ cluster: this.name, server, code }, message);
+    }
+    if (sighting.kind === 'facts') {
+      const { facts } = sighting;
+      if (!state.reachable) {
+        const { role, writable, timeline } = facts;
+        this.#log.info({ cluster: this.name, server, role, writable, timeline }, 'the server is reachable');
+      }
+      const first = state.firstFacts;
+      // A standby that is being promoted tells its new timeline while it is still a standby.
+      if (first === null || first.role !== facts.role || keyOf(server, first) !== keyOf(server, facts)) {
+        state.firstFacts = facts;
+      }
+      remember(node.eras, keyOf(server, facts), began);
+      state.facts = facts;
+      state.reachable = true;
+      state.lastSeen = now;
+      node.failures = 0;
+      node.unreachableSince = null;
+      node.refusedAs = null;
+    }
+    if (this.#begun) this.#evaluate();
+  }
+
+  #awaitSilence(node: Node): void {
+    if (node.lastHeard === null || node.cancelSilence !== null) return;
+    const wait = Math.max(0, node.lastHeard + this.#config.detection.silence - this.#outside.now());
+    node.cancelSilence = this.#outside.after(wait, () => {
+      this.#log.warn({ cluster: this.name, server: node.state.name }, 'nothing is heard of the server any more');
+      this.#emit({ type: 'server-silent', server: node.state });
+    });
+  }
+
+  #seen(): Seen[] {
+    return this.#nodes.map(({ state, unreachableSince, failures }) => ({
+      name: state.name,
+      reachable: state.reachable,
+      unreachableSince,
+      failures,
+      facts: state.facts,
+    }));
+  }
+
+  /** Draws the conclusions from what was seen. */
+  #evaluate(): void {
+    if (this.#stopping.signal.aborted) return;
+    const { standing, writable, refused } = elect(this.#seen(), this.#standing);
+    this.#standing = standing;
+    for (const node of this.#nodes) this.#refuse(node, refused.get(node.state.name) ?? null);
+    this.#change(this.#nodes.find(({ state }) => state.name === writable) ?? null);
+    const standbys = this.#nodes.filter(
+      ({ state, refusal }) => state.reachable && refusal === null && state.facts?.role === 'standby',
+    );
+    this.#spares.place(this.#writable, standbys);
+    this.#act();
+  }
+
+  #refuse(node: Node, refusal: Refusal | null): void {
+    if (refusal === node.refusal) return;
+    node.refusal = refusal;
+    node.state.refused = refusal === null ? null : REFUSALS[refusal].words;
+    const server = node.state.name;
+    if (refusal === null) this.#log.info({ cluster: this.name, server }, 'nothing stands against the server any more');
+    else {
+      const { code, words, advice } = REFUSALS[refusal];
+      const fields = { cluster: this.name, server, code, timeline: node.state.facts!.timeline };
+      this.#log.error(fields, `server ${server} ${words}, and is not used; ${advice}`);
+    }
+  }
+
+  #change(node: Node | null): void {
+    const before = this.#writable;
+    const incarnation = node === null ? null : incarnationOf(node);
+    if (node === before && (node === null || incarnation === this.#incarnation)) return;
+    this.#writable = node;
+    if (before !== null) {
+      this.#tenure.abort();
+      this.#log.warn({ cluster: this.name, server: before.state.name }, 'the server takes no writes any more');
+      this.#emit({ type: 'primary-lost', server: before.state });
+    }
+    if (node === null) {
+      if (this.#waiting.size > 0) this.#hurry();
+      return;
+    }
+    this.#tenure = new AbortController();
+    const facts = node.state.facts!;
+    const fields = { cluster: this.name, server: node.state.name, timeline: facts.timeline };
+    this.#log.info(fields, 'the server takes writes');
+    if (this.#incarnation !== null && this.#incarnation !== incarnation) {
+      this.#stats.count(this.#stats.failovers, this.name);
+    }
+    this.#incarnation = incarnation;
+    for (const other of this.#nodes) {
+      if (other === node || other.served === null) continue;
+      other.served = null;
+      this.#emit({ type: 'superseded', server: other.state, by: node.state });
+    }
+    this.#emit({ type: 'primary-found', server: node.state });
+    const waiting = [...this.#waiting];
+    this.#waiting.clear();
+    for (const wake of waiting) wake();
+    this.#countLost(node, facts);
+  }
+
+  /** After a promotion: which acknowledged commits did not make it? */
+  #countLost(node: Node, facts: ServerFacts): void {
+    const { timeline } = this.#commits;
+    if (timeline < 0 || facts.timeline <= timeline) return;
+    // Where the switch point is not told, the position seen first lies a little beyond it: what is lost beyond that is lost surely.
+    const switchPoint = (this.#codec as SwitchPoints).switchPoint?.(facts, timeline) ?? facts.position;
+    const missing = this.#commits.beyond(switchPoint);
+    if (missing === null) return;
+    const { count, atLeast, position } = missing;
+    this.#stats.lostCommits += count;
+    const fields = { cluster: this.name, server: node.state.name, code: 'OUTLIVE_LOST_COMMITS', count, atLeast };
+    this.#log.error(
+      { ...fields, position: String(position), switchPoint: String(switchPoint), timeline },
+      `${count} commits that clients were told of are missing on the promoted server; use synchronous replication where none may be lost`,
+    );
+    this.#emit({ type: 'lost-commits', server: node.state, count, atLeast, position, switchPoint });
+  }
+
+  #emit(event: ClusterEvent): void {
+    for (const listener of [...this.#listeners]) {
+      try {
+        listener(event);
+      } catch (error) {
+        this.#log.error({ cluster: this.name, event: event.type, code: codeOf(error) }, 'a listener failed');
+      }
+    }
+  }
+
+  // ------------------------------------------------------------------------------------------------- fence and promote
+
+  #act(): void {
+    this.#cancelDecision?.();
+    this.#cancelDecision = null;
+    const promote = this.#plugins.promote;
+    if (promote === undefined || this.#config.promotion === null || this.#stopping.signal.aborted) return;
+    const lost = this.#nodes.find(({ state }) => state.name === this.#standing.primary);
+    const fenced = lost !== undefined && this.#fences.get(incarnationOf(lost) ?? '')?.done === true;
+    const decision = decide({
+      now: this.#outside.now(),
+      servers: this.#seen(),
+      standing: this.#standing,
+      writable: this.#writable?.state.name ?? null,
+      promotion: this.#config.promotion,
+      fence: this.#plugins.fence === undefined ? 'none' : fenced ? 'done' : 'due',
+      busy: this.#acting,
+      last: this.#lastOrder,
+    });
+    const why = decision.do === 'wait' ? decision.why : '';
+    if (why !== this.#lastWhy && why !== '') this.#log.info({ cluster: this.name }, `no promotion now: ${why}`);
+    this.#lastWhy = why;
+    if (decision.do === 'wait') {
+      if (decision.until === null) return;
+      const wait = Math.max(0, decision.until - this.#outside.now());
+      this.#cancelDecision = this.#outside.after(wait, () => this.#act());
+    } else if (decision.do !== 'none') void this.#carryOut(decision, promote);
+  }
+
+  async #carryOut(decision: Extract<Decision, { server: string }>, promote: ActionPlugin): Promise<void> {
+    const { state } = this.#nodes.find((node) => node.state.name === decision.server)!;
+    const { name: server, host, port } = state;
+    const at = this.#outside.now();
+    this.#acting = true;
+    this.#hurry();
+    if (decision.do === 'fence') {
+      const done = await this.#fence(state, state.facts!, this.#stopping.signal).catch(() => false);
+      if (!done) this.#lastOrder = { at: this.#outside.now(), failed: true };
+    } else {
+      this.#log.warn({ cluster: this.name, server }, 'promoting the server');
+      try {
+        await promote.act(server, { host, port });
+        this.#lastOrder = { at, failed: false };
+        this.#log.info({ cluster: this.name, server }, 'the server was promoted');
+      } catch (error) {
+        this.#lastOrder = { at: this.#outside.now(), failed: true };
+        this.#log.error({ cluster: this.name, server, code: codeOf(error) }, 'the promotion failed');
+      }
+    }
+    this.#acting = false;
+    if (this.#stopping.signal.aborted) return;
+    for (const { monitor } of this.#nodes) void monitor?.probe(false);
+    this.#act();
+  }
+
+  /** Fences an incarnation of a server once, whoever asks. True when it is fenced, or nothing is configured to do it. */
+  async #fence(server: ServerState, facts: ServerFacts, signal: AbortSignal): Promise<boolean> {
+    const plugin = this.#plugins.fence;
+    if (plugin === undefined) return true;
+    const key = keyOf(server.name, facts);
+    let fence = this.#fences.get(key);
+    if (fence === undefined || (fence.failedAt !== null && this.#outside.now() - fence.failedAt >= FENCE_RETRY_MS)) {
+      fence = { done: false, failedAt: null, result: Promise.resolve(false) };
+      fence.result = this.#fenceNow(plugin, server, fence);
+      remember(this.#fences, key, fence);
+    }
+    return Promise.race([fence.result, aborted(signal)]);
+  }
+
+  async #fenceNow(plugin: ActionPlugin, { name: server, host, port }: ServerState, fence: Fence): Promise<boolean> {
+    this.#log.warn({ cluster: this.name, server }, 'fencing the lost server');
+    try {
+      await plugin.act(server, { host, port });
+      fence.done = true;
+      this.#log.info({ cluster: this.name, server }, 'the lost server is fenced');
+    } catch (error) {
+      fence.failedAt = this.#outside.now();
+      this.#log.error({ cluster: this.name, server, code: codeOf(error) }, 'the lost server could not be fenced');
+    }
+    return fence.done;
+  }
+
+  // ------------------------------------------------------------------------------------------------------------- waiting
+
+  #nodeOf(server: ServerState): Node {
+    const node = this.#nodes.find(({ state }) => state === server);
+    if (node === undefined) throw new Error(`server ${server.name} is not of cluster ${this.name}`);
+    return node;
+  }
+
+  /** Waits for a server that takes writes. Whoever came first goes on first. */
+  #present(signal: AbortSignal): Promise<Node> {
+    return new Promise((resolve, reject) => {
+      if (signal.aborted) {
+        reject(signal.reason);
+        return;
+      }
+      const quit = (): void => {
+        this.#waiting.delete(wake);
+        reject(signal.reason);
+      };
+      const wake = (): void => {
+        signal.removeEventListener('abort', quit);
+        resolve(this.#writable!);
+      };
+      signal.addEventListener('abort', quit, { once: true });
+      this.#waiting.add(wake);
+      if (this.#waiting.size === 1) this.#hurry();
+    });
+  }
+
+  #sleep(ms: number, signal: AbortSignal): Promise<void> {
+    return new Promise((resolve, reject) => {
+      if (signal.aborted) {
+        reject(signal.reason);
+        return;
+      }
+      const quit = (): void => {
+        forget();
+        reject(signal.reason);
+      };
+      const forget = this.#outside.after(ms, () => {
+        signal.removeEventListener('abort', quit);
+        resolve();
+      });
+      signal.addEventListener('abort', quit, { once: true });
+    });
+  }
+
+  #limit(deadline: number, signal: AbortSignal | null, late: () => Error): Limit {
+    const controller = new AbortController();
+    const sources = signal === null ? [this.#stopping.signal] : [this.#stopping.signal, signal];
+    const listeners = sources.map((source) => {
+      const quit = (): void => controller.abort(source.reason);
+      if (source.aborted) quit();
+      else source.addEventListener('abort', quit, { once: true });
+      return () => source.removeEventListener('abort', quit);
+    });
+    const wait = deadline - this.#outside.now();
+    if (wait <= 0) controller.abort(late());
+    else if (wait <= MAX_TIMER_MS) listeners.push(this.#outside.after(wait, () => controller.abort(late())));
+    return { signal: controller.signal, release: () => listeners.forEach((release) => release()) };
+  }
+}
+
+interface Fence {
+  done: boolean;
+  failedAt: number | null;
+  result: Promise<boolean>;
+}
+
+const FENCE_RETRY_MS = 1000;
+/** An incarnation that was lost long ago has no commits in doubt. */
+const MAX_INCARNATIONS = 16;
+
+/** Sets a value and makes it the latest; the oldest one goes. */
+function remember<T>(map: Map<string, T>, key: string, value: T): void {
+  map.delete(key);
+  if (map.size >= MAX_INCARNATIONS) map.delete(map.keys().next().value!);
+  map.set(key, value);
+}
+
+const REFUSALS: Readonly<Record<Refusal, { code: string; words: string; advice: string }>> = {
+  'other-system': {
+    code: 'OUTLIVE_OTHER_SYSTEM',
+    words: 'belongs to another database system than the others',
+    advice: 'correct its address, or make it a standby of this cluster',
+  },
+  'old-timeline': {
+    code: 'OUTLIVE_OLD_TIMELINE',
+    words: 'is a primary that another one has replaced',
+    advice: 'make it a standby of the new primary (pg_rewind or a fresh base backup)',
+  },
+  'second-primary': {
+    code: 'OUTLIVE_SECOND_PRIMARY',
+    words: 'takes writes on the same timeline as the server in use',
+    advice: 'stop one of the two at once: they diverge',
+  },
+};
+
+function keyOf(server: string, facts: ServerFacts): string {
+  return `${server}/${facts.instance}/${facts.timeline}`;
+}
+
+function sameLife(node: Node, { server, facts }: Origin): boolean {
+  return node.state === server && incarnationOf(node) === keyOf(server.name, facts);
+}
+
+function incarnationOf({ state }: Node): string | null {
+  return state.facts === null ? null : keyOf(state.name, state.facts);
+}
+
+function backoff(failures: number): number {
+  return Math.min(MAX_BACKOFF_MS, BACKOFF_MS * 2 ** Math.min(failures, 10));
+}
+
+function aborted(signal: AbortSignal): Promise<never> {
+  return new Promise((_, reject) => {
+    if (signal.aborted) reject(signal.reason);
+    else signal.addEventListener('abort', () => reject(signal.reason), { once: true });
+  });
+}

@@ -1,0 +1,456 @@
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { Client as PgClient, ClientConfig } from 'pg';
+import type { Answer, Claim, Entry } from './ledger.js';
+
+/** What clients do; each kind is one transaction. */
+export type Kind =
+  /** BEGIN, reads with and without lock, think, two updates, a ledger row, COMMIT. */
+  | 'transfer'
+  /** The same movement as one autocommit statement. */
+  | 'autocommit'
+  /** An autocommit INSERT of a ledger row that moves nothing. */
+  | 'note'
+  /** BEGIN, reads, think, the same reads, COMMIT. */
+  | 'browse'
+  /** A transfer that the client rolls back in the end. */
+  | 'abandon'
+  /** A transfer in which a statement fails inside a savepoint. */
+  | 'savepoint'
+  /** A whole transfer, BEGIN to COMMIT, as one message with several statements. */
+  | 'batch';
+
+/** How a workload is made. */
+export interface WorkloadOptions {
+  /** The `pg` package's Client. */
+  readonly Client: new (config: ClientConfig) => PgClient;
+  /** Where clients connect to. */
+  readonly connection: ClientConfig;
+  readonly clients: number;
+  /** Relative frequencies of the kinds; a kind that is not named does not occur. */
+  readonly kinds: Readonly<Partial<Record<Kind, number>>>;
+  /** Numbers in [0, 1), for everything that is left to chance. */
+  readonly random: () => number;
+  /** Longest think time inside of a transaction and between two, in ms. */
+  readonly think: { readonly inside: number; readonly between: number };
+  /** A request that is not answered for this long counts as an error, in ms. */
+  readonly patience: number;
+}
+
+/** Something that a client must not see in a failover. */
+export interface ClientError {
+  readonly client: number;
+  /** SQLSTATE; empty when the connection broke. */
+  readonly code: string;
+  readonly message: string;
+  /** What the client was doing. */
+  readonly during: string;
+  /** The transaction's id; null for one without. */
+  readonly id: string | null;
+  readonly at: number;
+}
+
+/** A read that did not show what the client's own acknowledged transactions must have led to. */
+export interface WrongRead {
+  readonly client: number;
+  readonly what: string;
+  readonly expected: number;
+  readonly seen: number;
+}
+
+/** What happened to clients around one failover. */
+export interface Settled {
+  /**
+   * Milliseconds per client from the moment the new primary took writes (or the client's request, when that came later) to
+   * the client's next answer.
+   */
+  readonly pauses: readonly number[];
+  /** Clients without any answer since. */
+  readonly silent: readonly number[];
+}
+
+/** Milliseconds since the epoch, on the clock that the embedded pair uses for its own times. */
+export function now(): number {
+  return performance.timeOrigin + performance.now();
+}
+
+/** Shared accounts: every client adds to them and takes from them without looking. */
+const SHARED = 16;
+
+/** How many accounts a workload of so many clients needs: the shared ones, then one of each client's own. */
+export function accountsFor(clients: number): number {
+  return SHARED + clients;
+}
+
+const SQL = {
+  own: 'SELECT balance FROM accounts WHERE id = $1',
+  lock: 'SELECT balance FROM accounts WHERE id = $1 FOR UPDATE',
+  history: 'SELECT count(*)::int AS entries FROM ledger WHERE client = $1',
+  add: 'UPDATE accounts SET balance = balance + $1 WHERE id = $2',
+  enter: 'INSERT INTO ledger (id, client, source, target, amount) VALUES ($1, $2, $3, $4, $5)',
+  whole: `WITH taken AS (UPDATE accounts SET balance = balance - $5 WHERE id = $3),
+               given AS (UPDATE accounts SET balance = balance + $5 WHERE id = $4)
+          INSERT INTO ledger (id, client, source, target, amount) VALUES ($1, $2, $3, $4, $5)`,
+} as const;
+
+/**
+ * Clients that move money, over the unmodified driver. Each has an account of its own, which it reads (locked and not) and
+ * which nobody else touches, and exchanges money with shared accounts, which everybody updates and nobody reads. So what a
+ * transaction has read cannot be changed by another one, and a failover gives no reason for a serialization failure: every
+ * error that a client sees is one that the gateway should have spared it. A transaction locks one shared account, after
+ * its own and after its think time, so there are no deadlocks and nobody waits for another's thinking.
+ */
+export class Workload {
+  readonly #options: WorkloadOptions;
+  readonly #clients: Teller[];
+  readonly errors: ClientError[] = [];
+  readonly wrongReads: WrongRead[] = [];
+  readonly claims: Claim[] = [];
+  /** Commits that clients were told of, those of transactions that only read among them. */
+  transactions = 0;
+  stopping = false;
+  #watch: NodeJS.Timeout | undefined;
+  #running: Promise<void>[] = [];
+
+  constructor(options: WorkloadOptions) {
+    this.#options = options;
+    this.#clients = Array.from({ length: options.clients }, (_, number) => new Teller(this, options, number));
+  }
+
+  /** Connects all clients and lets them begin. */
+  async start(): Promise<void> {
+    // One after the other in a few rows: a storm of logins is not what is to be shown.
+    const waiting = [...this.#clients];
+    const row = async () => {
+      for (let next = waiting.shift(); next !== undefined; next = waiting.shift()) await next.connect();
+    };
+    try {
+      await Promise.all(Array.from({ length: 8 }, row));
+    } catch (error) {
+      for (const each of this.#clients) each.drop();
+      throw error;
+    }
+    this.#watch = setInterval(() => {
+      const limit = now() - this.#options.patience;
+      for (const each of this.#clients) if (each.waitingSince !== null && each.waitingSince < limit) each.giveUp();
+    }, 200);
+    this.#running = this.#clients.map((each) => each.run());
+  }
+
+  /** Lets every client finish its transaction, then disconnects. Clients that wait in vain give up after their patience. */
+  async stop(): Promise<void> {
+    this.stopping = true;
+    await Promise.all(this.#running);
+    clearInterval(this.#watch);
+  }
+
+  /** Clients that are inside of an explicit transaction and have got an answer there. */
+  get open(): number {
+    return this.#clients.filter((each) => each.open).length;
+  }
+
+  /** Clients whose commit is on its way: a COMMIT, or a statement that commits by itself. */
+  get committing(): number {
+    return this.#clients.filter((each) => each.committing).length;
+  }
+
+  /** Clients that wait for an answer. */
+  get waiting(): number {
+    return this.#clients.filter((each) => each.waitingSince !== null).length;
+  }
+
+  /** Begins to look at what a failover does to clients. Call before it; the result answers after it. */
+  watchFailover(): (writableAt: number, timeoutMs: number) => Promise<Settled> {
+    for (const each of this.#clients) each.answers = [];
+    return async (writableAt, timeoutMs) => {
+      const first = (each: Teller) => each.answers?.find(({ answered }) => answered > writableAt);
+      const deadline = now() + timeoutMs;
+      while (this.#clients.some((each) => first(each) === undefined) && now() < deadline) await sleep(2);
+      const pauses: number[] = [];
+      const silent: number[] = [];
+      for (const each of this.#clients) {
+        const answer = first(each);
+        if (answer === undefined) silent.push(each.number);
+        else pauses.push(answer.answered - Math.max(answer.sent, writableAt));
+        each.answers = null;
+      }
+      return { pauses, silent };
+    };
+  }
+}
+
+/** The transaction cannot go on; what the client had to be told was told. */
+class Broken extends Error {}
+
+/** One client. */
+class Teller {
+  readonly number: number;
+  readonly #workload: Workload;
+  readonly #options: WorkloadOptions;
+  readonly #account: number;
+  #pg: PgClient | null = null;
+  #serial = 0;
+  /** What the own account must show and how many ledger rows there must be; null while that is not known. */
+  #balance: number | null = null;
+  #entries: number | null = null;
+  open = false;
+  committing = false;
+  waitingSince: number | null = null;
+  /** Requests since the failover that is being watched. */
+  answers: { readonly sent: number; readonly answered: number }[] | null = null;
+
+  constructor(workload: Workload, options: WorkloadOptions, number: number) {
+    this.#workload = workload;
+    this.#options = options;
+    this.number = number;
+    this.#account = SHARED + number;
+  }
+
+  async connect(): Promise<void> {
+    const pg = new this.#options.Client(this.#options.connection);
+    // A connection that breaks rejects the query in flight; without one, the next query is rejected.
+    pg.on('error', () => {});
+    await pg.connect();
+    this.#pg = pg;
+  }
+
+  drop(): void {
+    const pg = this.#pg as unknown as { connection: { stream: { destroy(): void } } } | null;
+    this.#pg = null;
+    pg?.connection.stream.destroy();
+  }
+
+  /** The answer does not come: breaking the connection makes it an error. */
+  giveUp(): void {
+    this.waitingSince = null;
+    this.drop();
+  }
+
+  async run(): Promise<void> {
+    const kinds = Object.entries(this.#options.kinds) as [Kind, number][];
+    const total = kinds.reduce((sum, [, weight]) => sum + weight, 0);
+    const { random, think } = this.#options;
+    while (!this.#workload.stopping) {
+      let at = random() * total;
+      const [kind] = kinds.find(([, weight]) => (at -= weight) < 0) ?? kinds[0];
+      await this.#transact(kind);
+      if (!this.#workload.stopping) await sleep(random() * think.between);
+    }
+    await this.#pg?.end().catch(() => {});
+  }
+
+  async #transact(kind: Kind): Promise<void> {
+    const entry = kind === 'browse' ? null : this.#newEntry(kind);
+    let answer: Answer = 'refused';
+    try {
+      if (this.#pg === null) await this.#reconnect();
+      answer = await this.#play(kind, entry);
+    } catch (error) {
+      if (!(error instanceof Broken)) throw error;
+      // Whoever sent a commit and got no verdict does not know. An error that leaves the connection is a verdict.
+      answer = this.committing ? 'doubtful' : 'refused';
+    }
+    this.open = false;
+    this.committing = false;
+    if (answer === 'acknowledged') this.#workload.transactions++;
+    if (entry !== null) {
+      this.#workload.claims.push({ ...entry, answer });
+      if (answer === 'acknowledged') this.#expect(entry);
+    }
+    if (answer === 'doubtful') this.#forget();
+  }
+
+  async #reconnect(): Promise<void> {
+    this.#forget();
+    try {
+      await this.connect();
+    } catch (error) {
+      this.#note(error, 'connect', null);
+      await sleep(100);
+      throw new Broken();
+    }
+  }
+
+  #newEntry(kind: Kind): Entry {
+    const { random } = this.#options;
+    const id = `${this.number}-${++this.#serial}`;
+    const client = this.number;
+    if (kind === 'note') return { id, client, source: null, target: null, amount: 0 };
+    const shared = Math.floor(random() * SHARED);
+    const amount = 1 + Math.floor(random() * 20);
+    // Money flows back when there is little left, so that no account runs dry in a long run.
+    const [source, target] = random() < 0.5 ? [this.#account, shared] : [shared, this.#account];
+    return { id, client, source, target, amount };
+  }
+
+  /** The database's answer to everything so far is known to be this. */
+  #expect(entry: Entry): void {
+    if (this.#entries !== null) this.#entries++;
+    if (this.#balance === null) return;
+    if (entry.source === this.#account) this.#balance -= entry.amount;
+    if (entry.target === this.#account) this.#balance += entry.amount;
+  }
+
+  #forget(): void {
+    this.#balance = null;
+    this.#entries = null;
+  }
+
+  async #play(kind: Kind, entry: Entry | null): Promise<Answer> {
+    switch (kind) {
+      case 'note':
+        return this.#commit(SQL.enter, rowOf(entry!), entry);
+      case 'autocommit':
+        return this.#commit(SQL.whole, rowOf(entry!), entry);
+      case 'batch': {
+        const { source, target, amount } = entry!;
+        const values = rowOf(entry!).map((value) => (typeof value === 'string' ? `'${value}'` : value));
+        return this.#commit(
+          `BEGIN;
+           UPDATE accounts SET balance = balance + ${target === this.#account ? amount : -amount} WHERE id = ${this.#account};
+           UPDATE accounts SET balance = balance + ${target === this.#account ? -amount : amount} WHERE id = ${target === this.#account ? source : target};
+           INSERT INTO ledger (id, client, source, target, amount) VALUES (${values.join(', ')});
+           COMMIT`,
+          null,
+          entry,
+        );
+      }
+      case 'browse': {
+        await this.#begin();
+        await this.#look(SQL.own, null);
+        await this.#think();
+        await this.#look(SQL.own, null);
+        return this.#commit('COMMIT', null, null);
+      }
+      default:
+        return this.#transfer(kind, entry!);
+    }
+  }
+
+  async #transfer(kind: 'transfer' | 'abandon' | 'savepoint', entry: Entry): Promise<Answer> {
+    const { random } = this.#options;
+    const incoming = entry.target === this.#account;
+    await this.#begin();
+    await this.#look(SQL.lock, entry);
+    await this.#think();
+    if (random() < 0.3) await this.#look(SQL.own, entry);
+    await this.#ask({ text: SQL.add, values: [incoming ? entry.amount : -entry.amount, this.#account] }, entry);
+    if (kind === 'savepoint') {
+      await this.#ask({ text: 'SAVEPOINT here' }, entry);
+      await this.#fail(entry);
+      await this.#ask({ text: 'ROLLBACK TO SAVEPOINT here' }, entry);
+    }
+    if (random() < 0.3) await this.#think();
+    const [amount, shared] = incoming ? [-entry.amount, entry.source] : [entry.amount, entry.target];
+    await this.#ask({ text: `UPDATE accounts SET balance = balance + ${amount} WHERE id = ${shared}` }, entry);
+    await this.#ask({ name: 'enter', text: SQL.enter, values: rowOf(entry) }, entry);
+    if (kind === 'abandon') {
+      await this.#ask({ text: 'ROLLBACK' }, entry);
+      return 'refused';
+    }
+    return this.#commit('COMMIT', null, entry);
+  }
+
+  async #begin(): Promise<void> {
+    await this.#ask({ text: 'BEGIN' }, null);
+    this.open = true;
+  }
+
+  /** Reads the own account, and at times the own history, and compares. The first look after a doubt only learns. */
+  async #look(sql: string, entry: Entry | null): Promise<void> {
+    const balance = await this.#ask({ name: sql === SQL.lock ? 'lock' : 'own', text: sql, values: [this.#account] }, entry);
+    const shown = Number(balance[0]?.balance);
+    if (this.#balance !== null && shown !== this.#balance) this.#wrong('balance', this.#balance, shown);
+    this.#balance = shown;
+    if (this.#entries !== null && this.#options.random() >= 0.3) return;
+    const history = await this.#ask({ text: SQL.history, values: [this.number] }, entry);
+    const entries = Number(history[0]?.entries);
+    if (this.#entries !== null && entries !== this.#entries) this.#wrong('ledger rows', this.#entries, entries);
+    this.#entries = entries;
+  }
+
+  #wrong(what: string, expected: number, seen: number): void {
+    this.#workload.wrongReads.push({ client: this.number, what, expected, seen });
+  }
+
+  async #commit(text: string, values: (string | number | null)[] | null, entry: Entry | null): Promise<Answer> {
+    this.committing = true;
+    await this.#ask(values === null ? { text } : { text, values }, entry);
+    return 'acknowledged';
+  }
+
+  /** A statement that must fail, and does not count as an error of the failover. */
+  async #fail(entry: Entry): Promise<void> {
+    const failure = await this.#send({ text: 'SELECT 1 / 0' }).then(
+      () => new Error('a division by zero was answered'),
+      (error: unknown) => error,
+    );
+    if ((failure as { code?: string }).code !== '22012') await this.#failed(failure, 'SELECT 1 / 0', entry);
+  }
+
+  async #ask(
+    query: { name?: string; text: string; values?: (string | number | null)[] },
+    entry: Entry | null,
+  ): Promise<Record<string, unknown>[]> {
+    try {
+      return (await this.#send(query)).rows;
+    } catch (error) {
+      return this.#failed(error, query.text, entry);
+    }
+  }
+
+  async #send(query: { name?: string; text: string; values?: unknown[] }): Promise<{ rows: Record<string, unknown>[] }> {
+    const sent = now();
+    const pg = this.#pg!;
+    this.waitingSince = sent;
+    try {
+      return await pg.query(query);
+    } finally {
+      this.waitingSince = null;
+      this.answers?.push({ sent, answered: now() });
+    }
+  }
+
+  /** Notes the error, and gets the connection out of the transaction or gives it up. Always throws. */
+  async #failed(error: unknown, text: string, entry: Entry | null): Promise<never> {
+    this.#note(error, text, entry?.id ?? null);
+    const { code, severity } = error as { code?: string; severity?: string };
+    const alive = code !== undefined && severity === 'ERROR' && this.#pg !== null;
+    if (!alive) {
+      this.drop();
+      throw new Broken();
+    }
+    // An error on a connection that lives on is a verdict, unless it says that there is none.
+    if (code !== '08007') this.committing = false;
+    this.open = false;
+    // What the client believes may be what the database has lost; the next look learns anew.
+    this.#forget();
+    try {
+      await this.#send({ text: 'ROLLBACK' });
+    } catch (again) {
+      this.#note(again, 'ROLLBACK', entry?.id ?? null);
+      this.drop();
+    }
+    throw new Broken();
+  }
+
+  #note(error: unknown, text: string, id: string | null): void {
+    const { code, severity, message } = error as { code?: string; severity?: string; message?: string };
+    this.#workload.errors.push({
+      client: this.number,
+      // Node's own codes (ECONNRESET) are no SQLSTATE.
+      code: severity === undefined ? '' : (code ?? ''),
+      message: String(message),
+      during: text.replace(/\s+/g, ' ').slice(0, 60),
+      id,
+      at: now(),
+    });
+  }
+
+  async #think(): Promise<void> {
+    await sleep(this.#options.random() * this.#options.think.inside);
+  }
+}
+
+function rowOf({ id, client, source, target, amount }: Entry): (string | number | null)[] {
+  return [id, client, source, target, amount];
+}

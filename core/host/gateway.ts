@@ -1,0 +1,274 @@
+import type {
+  ActionPlugin,
+  Codec,
+  CredentialsPlugin,
+  Log,
+  PluginContext,
+} from '../contract/index.js';
+import { CodedError } from '../contract/index.js';
+import { type Listener, listen, runCommand, type ServerTls, serverTls, type Wire } from '../io/index.js';
+import { type Admin, startAdmin } from './admin.js';
+import { Cluster, type ClusterEvent } from './cluster/index.js';
+import { type ClusterConfig, type Config, fileReader, type ListenerConfig, type PluginUse } from './config/index.js';
+import { createMetrics, Stats } from './metrics.js';
+import { codecsOf, type Extensions, loadExtensions, startPlugin } from './registry.js';
+import { SessionHost } from './session-host.js';
+
+/** A gateway that runs. */
+export interface Gateway {
+  readonly listeners: readonly { readonly name: string; readonly host: string; readonly port: number }[];
+  readonly admin: { readonly host: string; readonly port: number } | null;
+  readonly stats: Stats;
+  /** What it is doing, as plain data without secrets. */
+  status(): object;
+  /** Stops accepting, ends all sessions, lets go of everything. */
+  stop(): Promise<void>;
+}
+
+/** How long sessions may take to leave when the gateway stops. */
+const STOP_MS = 1000;
+
+/**
+ * Starts the gateway that a configuration describes.
+ *
+ * Rejects with a CodedError that says what is wrong with the configuration, a plugin or an address; nothing is left running then.
+ */
+export async function startGateway(config: Config, { log }: { readonly log: Log }): Promise<Gateway> {
+  const gateway = new RunningGateway(config, log);
+  try {
+    await gateway.start();
+  } catch (error) {
+    await gateway.stop();
+    throw error;
+  }
+  return gateway;
+}
+
+class RunningGateway implements Gateway {
+  readonly listeners: { name: string; host: string; port: number }[] = [];
+  admin: { host: string; port: number } | null = null;
+  readonly stats = new Stats();
+  private readonly stopping = new AbortController();
+  private readonly clusters = new Map<string, Cluster>();
+  private readonly doors: Door[] = [];
+  private adminServer: Admin | null = null;
+  private readonly since = Date.now();
+
+  constructor(
+    private readonly config: Config,
+    private readonly log: Log,
+  ) {}
+
+  async start(): Promise<void> {
+    const extensions = await loadExtensions(this.config);
+    for (const cluster of this.config.clusters) await this.startCluster(cluster, extensions);
+    for (const listener of this.config.listeners) await this.startListener(listener, extensions);
+    if (this.config.admin !== null) {
+      const metrics = createMetrics(this.stats);
+      this.adminServer = await startAdmin(
+        this.config.admin.listen,
+        { metrics, health: () => this.health(), status: () => this.status() },
+        this.log,
+      );
+      this.admin = { host: this.adminServer.host, port: this.adminServer.port };
+    }
+  }
+
+  private async startCluster(config: ClusterConfig, extensions: Extensions): Promise<void> {
+    // A cluster that no listener uses is not contacted.
+    const [codec] = codecsOf(config, this.config, extensions.codecs);
+    if (codec === undefined) return;
+    let cluster: Cluster | null = null;
+    const action = async (use: PluginUse | null): Promise<ActionPlugin | undefined> =>
+      use === null ? undefined : await startPlugin<ActionPlugin>(extensions, use, this.context(() => cluster, codec));
+    const promote = await action(config.promotion);
+    const fence = await action(config.fence);
+    cluster = new Cluster({
+      config,
+      codec,
+      log: this.log,
+      stats: this.stats,
+      now,
+      plugins: { promote, fence },
+    });
+    this.clusters.set(config.name, cluster);
+    cluster.onChange((event) => this.clusterChanged(config, event));
+    await cluster.start();
+  }
+
+  private context(cluster: () => Cluster | null, codec: Codec): PluginContext {
+    const use = (): Cluster => {
+      const present = cluster();
+      if (present === null) throw new CodedError('OUTLIVE_INTERNAL', 'gateway', 'a plugin asked the servers before they were there');
+      return present;
+    };
+    return {
+      log: this.log,
+      signal: this.stopping.signal,
+      ask: (server, exchange) => use().ask(server, exchange),
+      lookup: codec.lookup === undefined ? undefined : (query, user) => use().lookup(query, user),
+      run: (command, env, timeoutMs) =>
+        runCommand(command, { env, timeoutMs, cwd: this.config.baseDir, signal: this.stopping.signal }),
+      readFile: fileReader(this.config.baseDir),
+    };
+  }
+
+  private async startListener(config: ListenerConfig, extensions: Extensions): Promise<void> {
+    const codec = extensions.codecs.get(config.name)!;
+    const cluster = this.clusters.get(config.cluster)!;
+    const credentials =
+      config.credentials === null
+        ? null
+        : await startPlugin<CredentialsPlugin>(extensions, config.credentials, this.context(() => cluster, codec));
+    const { cert, key, mode } = config.tls;
+    const tls = mode === 'off' || cert === null || key === null ? null : serverTls({ cert: cert.text, key: key.text.reveal() });
+    const door = new Door(config, codec, cluster, credentials, tls, this.log, this.stats);
+    this.doors.push(door);
+    await door.open();
+    this.listeners.push({ name: config.name, host: config.listen.host, port: door.port });
+    this.log.info({ listener: config.name, host: config.listen.host, port: door.port, codec: codec.name }, 'listening');
+  }
+
+  private clusterChanged(config: ClusterConfig, event: ClusterEvent): void {
+    const doors = this.doors.filter((door) => door.config.cluster === config.name);
+    switch (event.type) {
+      case 'server-silent':
+        for (const door of doors) door.forEach((host) => host.server === event.server && host.owes && host.serverVoid());
+        break;
+      case 'superseded':
+        for (const door of doors) door.forEach((host) => host.server === event.server && host.serverVoid());
+        break;
+      case 'lost-commits':
+        for (const door of doors) if (door.config.failover.lostCommit === 'stop') door.stopForLostCommits();
+        break;
+    }
+  }
+
+  private health(): { healthy: boolean; reasons: string[] } {
+    const reasons = [...this.clusters.values()]
+      .filter((cluster) => cluster.primary() === null)
+      .map((cluster) => `cluster ${cluster.name} has no server that accepts writes`);
+    for (const door of this.doors) if (door.stopped !== null) reasons.push(door.stopped);
+    return { healthy: reasons.length === 0, reasons };
+  }
+
+  status(): object {
+    return {
+      uptimeSeconds: Math.round((Date.now() - this.since) / 1000),
+      health: this.health(),
+      listeners: this.doors.map((door) => door.status()),
+      clusters: [...this.clusters.values()].map((cluster) => cluster.status()),
+      stats: this.stats.toJSON(),
+    };
+  }
+
+  async stop(): Promise<void> {
+    this.stopping.abort();
+    await Promise.all(this.doors.map((door) => door.close()));
+    await Promise.all([...this.clusters.values()].map((cluster) => cluster.stop()));
+    await this.adminServer?.stop();
+  }
+}
+
+/** One listener: takes clients in, knows its sessions. */
+class Door {
+  port = 0;
+  /** Why no clients are taken in any more; null while they are. */
+  stopped: string | null = null;
+  private readonly hosts = new Set<SessionHost>();
+  private readonly keys = new Map<string, SessionHost>();
+  private greetings = 0;
+  private listener: Listener | null = null;
+
+  constructor(
+    readonly config: ListenerConfig,
+    private readonly codec: Codec,
+    private readonly cluster: Cluster,
+    private readonly credentials: CredentialsPlugin | null,
+    private readonly tls: ServerTls | null,
+    private readonly log: Log,
+    private readonly stats: Stats,
+  ) {}
+
+  async open(): Promise<void> {
+    const { listen: address, limits } = this.config;
+    this.listener = await listen({
+      host: address.host,
+      port: address.port,
+      highWater: limits.backlog,
+      onWire: (wire) => this.accept(wire),
+      onError: (error) => this.log.warn({ listener: this.config.name }, `a connection could not be accepted: ${error.message}`),
+    });
+    this.port = this.listener.port;
+  }
+
+  private accept(wire: Wire): void {
+    const { limits } = this.config;
+    if (this.stopped !== null) {
+      this.turnAway(wire, 'OUTLIVE_LOST_COMMITS', 'refused', this.stopped);
+      return;
+    }
+    if (this.hosts.size >= limits.clients || this.greetings >= limits.greetings) {
+      const limit = this.hosts.size >= limits.clients ? `clients (${limits.clients})` : `greetings (${limits.greetings})`;
+      this.turnAway(wire, 'OUTLIVE_TOO_MANY_CLIENTS', 'too-many', `limits.${limit} of listener ${this.config.name} is reached: try again later, or raise it`);
+      return;
+    }
+    const host = new SessionHost(
+      {
+        listener: this.config,
+        codec: this.codec,
+        cluster: this.cluster,
+        credentials: this.credentials,
+        tls: this.tls,
+        log: this.log,
+        stats: this.stats,
+        keys: this.keys,
+        now,
+      },
+      wire,
+    );
+    this.hosts.add(host);
+    this.greetings++;
+    let greeted = false;
+    host.onGreeted = () => {
+      if (!greeted) this.greetings--;
+      greeted = true;
+    };
+    host.onEnd = () => this.hosts.delete(host);
+    void host.run();
+  }
+
+  private turnAway(wire: Wire, code: string, kind: 'too-many' | 'refused', message: string): void {
+    this.stats.count(this.stats.errors, code);
+    wire.end(this.codec.refuse({ code, kind, message }));
+  }
+
+  forEach(visit: (host: SessionHost) => void): void {
+    for (const host of [...this.hosts]) visit(host);
+  }
+
+  /** Commits that clients were told of are gone: the policy is that nobody goes on as if they were there. */
+  stopForLostCommits(): void {
+    this.stopped = `listener ${this.config.name} stopped: commits that were acknowledged are missing on the promoted server (failover.lostCommit is stop)`;
+    this.log.error({ code: 'OUTLIVE_LOST_COMMITS', listener: this.config.name }, this.stopped);
+    this.forEach((host) => host.fatal({ code: 'OUTLIVE_LOST_COMMITS', kind: 'refused', message: this.stopped! }));
+  }
+
+  status(): object {
+    const states: Record<string, number> = {};
+    for (const host of this.hosts) states[host.state] = (states[host.state] ?? 0) + 1;
+    return { name: this.config.name, port: this.port, clients: this.hosts.size, states, stopped: this.stopped };
+  }
+
+  async close(): Promise<void> {
+    await this.listener?.close();
+    this.forEach((host) => host.fatal({ code: 'OUTLIVE_STOPPING', kind: 'unavailable', message: 'the gateway is being stopped' }));
+    const until = now() + STOP_MS;
+    while (this.hosts.size > 0 && now() < until) await new Promise((resolve) => setTimeout(resolve, 5));
+  }
+}
+
+/** The clock of deadlines: monotonic, in ms. */
+function now(): number {
+  return performance.now();
+}

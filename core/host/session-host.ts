@@ -1,0 +1,670 @@
+import { randomBytes } from 'node:crypto';
+import {
+  type Blocker,
+  type Codec,
+  CodedError,
+  type CredentialsPlugin,
+  type GatewayError,
+  type Greeting,
+  type Log,
+  ProtocolViolation,
+  type ServerError,
+  type SessionCodec,
+  type TlsFacts,
+} from '../contract/index.js';
+import { runExchange, type ServerTls, type Wire } from '../io/index.js';
+import { Session, type SessionIo } from '../session/session.js';
+import type { BackendConnection, Cluster, ServerState } from './cluster/index.js';
+import { LoginRefused } from './cluster/index.js';
+import type { ListenerConfig } from './config/index.js';
+import type { Stats } from './metrics.js';
+
+/** What a session needs of the gateway around it. */
+export interface SessionEnvironment {
+  readonly listener: ListenerConfig;
+  readonly codec: Codec;
+  readonly cluster: Cluster;
+  readonly credentials: CredentialsPlugin | null;
+  readonly tls: ServerTls | null;
+  readonly log: Log;
+  readonly stats: Stats;
+  /** Sessions by their cancel key (hex). */
+  readonly keys: Map<string, SessionHost>;
+  now(): number;
+}
+
+/** Time that restoring a session's state may take on a server that answers. */
+const RESTORE_MS = 10_000;
+
+/**
+ * One client connection: owns its wires, runs its exchanges, and feeds the pure {@link Session}. All that waits for the outside
+ * world is here; all that decides is there.
+ */
+export class SessionHost implements SessionIo {
+  private session: Session | null = null;
+  private codec: SessionCodec | null = null;
+  private greeting: Extract<Greeting, { kind: 'session' }> | null = null;
+  private backend: BackendConnection | null = null;
+  /** Grows with every server connection; what an older one still says is stale. */
+  private generation = 0;
+  private readonly abort = new AbortController();
+  private readonly clientHolds = { queue: false, server: false };
+  private serverHeld = false;
+  private cancelKey = '';
+  private recovering = false;
+  private closedInDoubt = false;
+  private statusTold: string | null = null;
+  /** The present search for a server: from the loss until the session goes on. */
+  private episode: { readonly since: number; readonly deadline: number; attempts: number } | null = null;
+  private keepalive: NodeJS.Timeout | null = null;
+  /** Called once when all is over. */
+  onEnd: () => void = () => {};
+  /** Called once when the client was let in or left before. */
+  onGreeted: () => void = () => {};
+
+  constructor(
+    private readonly env: SessionEnvironment,
+    private readonly wire: Wire,
+  ) {}
+
+  /** The server that this session is on now, or null. */
+  get server(): ServerState | null {
+    return this.backend?.server ?? null;
+  }
+
+  /** True when the client waits for an answer or holds a transaction. */
+  get owes(): boolean {
+    return this.session?.waiting === true;
+  }
+
+  get state(): string {
+    return this.session?.state ?? 'greeting';
+  }
+
+  /** Meets the client, and serves it until it leaves. Never rejects. */
+  async run(): Promise<void> {
+    try {
+      await this.meet();
+    } catch (error) {
+      this.refuse(error);
+    } finally {
+      this.onGreeted();
+    }
+  }
+
+  private async meet(): Promise<void> {
+    const { listener, codec, credentials, tls } = this.env;
+    const wire = this.wire;
+    wire.onClose = () => this.end();
+    const { limits } = listener;
+    let alreadyTls: TlsFacts | null = null;
+    if (tls !== null && codec.alpn !== null) {
+      const first = await this.firstChunk(limits.greetingTimeout);
+      if (first === null) return this.end();
+      wire.unread(first);
+      // A TLS handshake at once: ContentType handshake(22), RFC 8446 section 5.1.
+      if (first[0] === 0x16) {
+        alreadyTls = await wire.startTls({ side: 'server', tls, alpn: codec.alpn, direct: true, peer: 'client' });
+      }
+    }
+    const { result: greeting, rest } = await runExchange(
+      wire,
+      codec.greet({ auth: listener.auth, tls: tls === null ? 'off' : listener.tls.mode, alreadyTls }),
+      {
+        frameLength: (bytes, start, end) => codec.frameLength(bytes, start, end),
+        peer: 'client',
+        credentials: async (user, database) => (await credentials?.lookup(user, database)) ?? null,
+        tls: tls === null ? undefined : { side: 'server', tls, peer: 'client' },
+        deadlineMs: limits.greetingTimeout,
+        signal: this.abort.signal,
+      },
+    );
+    wire.onClose = () => this.end();
+    this.onGreeted();
+    if (greeting.kind === 'cancel') {
+      const key = Buffer.from(greeting.key).toString('hex');
+      await this.env.keys.get(key)?.cancel();
+      wire.end();
+      return;
+    }
+    if (greeting.kind === 'closed') {
+      if (greeting.error !== null) this.env.stats.count(this.env.stats.errors, greeting.error.code);
+      wire.end();
+      return;
+    }
+    await this.enter(greeting, rest);
+  }
+
+  private firstChunk(timeoutMs: number): Promise<Uint8Array | null> {
+    const wire = this.wire;
+    return new Promise((resolve) => {
+      const timer = setTimeout(() => done(null), timeoutMs);
+      const done = (chunk: Uint8Array | null) => {
+        clearTimeout(timer);
+        wire.onData = () => {};
+        wire.onClose = () => this.end();
+        if (wire.open) wire.pause();
+        resolve(chunk);
+      };
+      wire.onData = done;
+      wire.onClose = () => done(null);
+      wire.resume();
+    });
+  }
+
+  private async enter(greeting: Extract<Greeting, { kind: 'session' }>, rest: Uint8Array): Promise<void> {
+    const { env, wire } = this;
+    const { listener, codec, cluster } = env;
+    this.greeting = greeting;
+    if (greeting.passThrough !== null && listener.failover.unprotected === 'refuse') {
+      throw new CodedError(
+        'OUTLIVE_UNPROTECTED_REFUSED',
+        'client',
+        `${greeting.passThrough} cannot be protected, and failover.unprotected of listener ${listener.name} is refuse`,
+      );
+    }
+    const { identity, startup } = greeting;
+    let connection: BackendConnection;
+    try {
+      connection = await cluster.acquire({
+        identity,
+        startup,
+        deadline: env.now() + listener.failover.wait,
+        signal: this.abort.signal,
+        passThrough: greeting.passThrough !== null,
+      });
+    } catch (error) {
+      if (error instanceof LoginRefused) {
+        wire.end(Buffer.concat([codec.accepted, error.outcome.bytes]));
+        return;
+      }
+      throw error;
+    }
+    if (!wire.open) {
+      this.discard(connection);
+      return;
+    }
+    const database = identity.database;
+    // Without the catalogue nothing can be told to be a plain read, and everything is guarded: slower, and still right.
+    if (codec.learn !== undefined) await cluster.learned(database, identity).catch(() => undefined);
+    this.codec = codec.session({ greeting, shared: () => cluster.learnedNow(database), options: listener.options });
+    const session = new Session(
+      this.codec,
+      {
+        frameLength: codec.frameLength,
+        canonical: (bytes, start, end) => this.codec!.canonical(bytes, start, end),
+        verbatim: (bytes, start) => this.codec!.verbatim(bytes, start),
+      },
+      listener.limits,
+      this,
+      env.stats,
+    );
+    this.session = session;
+    const key = this.newKey(codec.cancelKeyLength(connection.login));
+    this.cancelKey = Buffer.from(key).toString('hex');
+    env.keys.set(this.cancelKey, this);
+    if (!wire.open || !connection.wire.open) {
+      this.discard(connection);
+      if (wire.open) throw new CodedError('OUTLIVE_EXCHANGE_CLOSED', 'server', 'the server closed the connection during login');
+      this.end();
+      return;
+    }
+    this.attach(connection);
+    wire.write(this.codec.welcome(connection.login, key));
+    session.attached();
+    if (greeting.passThrough !== null) session.passThrough(greeting.passThrough);
+    if (connection.rest.length > 0) this.fromServer(connection.rest);
+    wire.onData = (chunk) => this.fromClient(chunk);
+    wire.onDrain = () => this.holdServer(false);
+    this.tellState();
+    if (rest.length > 0) this.fromClient(rest);
+    if (!this.clientHolds.queue && !this.clientHolds.server && wire.open) wire.resume();
+  }
+
+  private newKey(length: number): Uint8Array {
+    for (;;) {
+      const key = randomBytes(length);
+      // The first four bytes are a process id to the client: positive.
+      key[0] &= 0x7f;
+      if (!this.env.keys.has(key.toString('hex'))) return key;
+    }
+  }
+
+  private attach(connection: BackendConnection): void {
+    const generation = ++this.generation;
+    this.backend = connection;
+    this.origin = connection.origin;
+    this.closedInDoubt = false;
+    this.serverHeld = false;
+    const { wire } = connection;
+    wire.onData = (chunk) => {
+      if (generation === this.generation) this.fromServer(chunk);
+    };
+    wire.onDrain = () => this.holdClient('server', false);
+    wire.onClose = () => {
+      if (generation === this.generation) this.serverClosed();
+    };
+    this.holdClient('server', false);
+    wire.resume();
+  }
+
+  private dropBackend(): void {
+    const connection = this.backend;
+    this.generation++;
+    this.backend = null;
+    if (connection !== null) this.discard(connection);
+    this.holdClient('server', false);
+  }
+
+  private discard({ wire }: BackendConnection): void {
+    wire.onData = () => {};
+    wire.onDrain = () => {};
+    wire.onClose = () => {};
+    wire.destroy();
+  }
+
+  // ------------------------------------------------------------------------------------------------------------- bytes
+
+  private fromClient(chunk: Uint8Array): void {
+    const session = this.session!;
+    this.env.stats.bytesFromClients += chunk.length;
+    try {
+      session.frontend(chunk);
+    } catch (error) {
+      this.broken(error, 'client');
+    }
+  }
+
+  private fromServer(chunk: Uint8Array): void {
+    const session = this.session!;
+    try {
+      session.backend(chunk);
+    } catch (error) {
+      this.broken(error, 'server');
+    }
+  }
+
+  private serverClosed(): void {
+    const session = this.session!;
+    this.backend = null;
+    this.generation++;
+    if (session.state === 'doubting') {
+      this.closedInDoubt = true;
+      return;
+    }
+    if (session.ending) {
+      session.close();
+      this.closeClient();
+      return;
+    }
+    this.guarded(() => session.lost());
+  }
+
+  /** Runs a step of the session; what it throws ends the session and nothing else. */
+  private guarded(step: () => void): void {
+    try {
+      step();
+    } catch (error) {
+      this.broken(error, 'gateway');
+    }
+  }
+
+  private broken(error: unknown, side: 'client' | 'server' | 'gateway'): void {
+    const { env } = this;
+    const coded =
+      error instanceof CodedError
+        ? error
+        : new CodedError('OUTLIVE_CODEC_BROKEN', 'codec', `codec ${env.codec.name} failed: ${String((error as Error)?.message ?? error)}`, {
+            cause: error,
+          });
+    env.stats.count(env.stats.errors, coded.code);
+    env.log.error({ code: coded.code, side, listener: env.listener.name, stack: (coded.cause as Error)?.stack }, coded.message);
+    const kind: GatewayError['kind'] =
+      coded instanceof ProtocolViolation ? 'protocol' : coded.code === 'OUTLIVE_REQUEST_TOO_LARGE' ? 'too-large' : 'internal';
+    this.fatal({ code: coded.code, kind, message: coded.message });
+  }
+
+  /** Ends the session with an error of the gateway's own. */
+  fatal(error: GatewayError): void {
+    this.session?.close();
+    this.wire.end(this.env.codec.refuse(error));
+    this.end();
+  }
+
+  private refuse(error: unknown): void {
+    const { env, wire } = this;
+    const coded = error instanceof CodedError ? error : null;
+    const code = coded?.code ?? 'OUTLIVE_INTERNAL';
+    env.stats.count(env.stats.errors, code);
+    // Clients that leave during the greeting are everyday life; what is the gateway's own affair is worth a line.
+    const fields = { code, listener: env.listener.name, stack: coded === null ? (error as Error)?.stack : undefined };
+    if (coded === null) env.log.error(fields, String((error as Error)?.message ?? error));
+    else env.log.debug(fields, coded.message);
+    if (wire.open) {
+      const kind: GatewayError['kind'] =
+        code === 'OUTLIVE_NO_WRITABLE_SERVER' ? 'unavailable' : code === 'OUTLIVE_UNPROTECTED_REFUSED' ? 'refused' : coded instanceof ProtocolViolation ? 'protocol' : 'internal';
+      const silent = code === 'OUTLIVE_EXCHANGE_TIMEOUT' || code === 'OUTLIVE_EXCHANGE_CLOSED' || code === 'OUTLIVE_TLS_FAILED';
+      if (silent) wire.destroy();
+      else wire.end(env.codec.refuse({ code, kind, message: coded?.message ?? 'the gateway failed to let the client in' }));
+    }
+    this.end();
+  }
+
+  // -------------------------------------------------------------------------------------------------------- SessionIo
+
+  toClient(bytes: Uint8Array): void {
+    this.env.stats.bytesToClients += bytes.length;
+    if (!this.wire.write(bytes)) this.holdServer(true);
+  }
+
+  toServer(bytes: Uint8Array): void {
+    if (this.backend !== null && !this.backend.wire.write(bytes)) this.holdClient('server', true);
+  }
+
+  readClient(on: boolean): void {
+    this.holdClient('queue', !on);
+  }
+
+  readServer(on: boolean): void {
+    this.holdServer(!on);
+  }
+
+  private holdClient(why: 'queue' | 'server', hold: boolean): void {
+    const holds = this.clientHolds;
+    const before = holds.queue || holds.server;
+    holds[why] = hold;
+    const after = holds.queue || holds.server;
+    if (before === after || !this.wire.open) return;
+    if (after) this.wire.pause();
+    else this.wire.resume();
+  }
+
+  private holdServer(hold: boolean): void {
+    if (this.serverHeld === hold) return;
+    this.serverHeld = hold;
+    const wire = this.backend?.wire;
+    if (wire?.open !== true) return;
+    if (hold) wire.pause();
+    else wire.resume();
+  }
+
+  doubt(error: ServerError): void {
+    const { env } = this;
+    const session = this.session!;
+    const server = this.backend?.server;
+    const generation = this.generation;
+    const instance = this.backend?.origin?.facts.instance ?? null;
+    this.tellState();
+    const verdict = server === undefined ? Promise.resolve('gone' as const) : env.cluster.doubt(server, instance);
+    verdict
+      .catch(() => 'gone' as const)
+      .then((what) => {
+        if (session.state !== 'doubting' || (generation !== this.generation && !this.closedInDoubt)) return;
+        env.log.info({ listener: env.listener.name, server: server?.name, sqlstate: error.code, verdict: what }, 'a server spoke of its end');
+        this.guarded(() => {
+          if (what === 'same' && error.meaning !== 'server-lost') {
+            session.intent();
+            this.tellState();
+            if (this.closedInDoubt && session.state === 'live') session.lost();
+          } else session.lost();
+        });
+      });
+  }
+
+  recover(): void {
+    this.dropBackend();
+    this.tellState();
+    const { env } = this;
+    if (this.episode === null) {
+      const now = env.now();
+      this.episode = { since: now, deadline: now + env.listener.failover.wait, attempts: 0 };
+      this.keepalive ??= setInterval(() => {
+        this.session?.keepalive('outlive: waiting for a server that accepts writes');
+      }, env.listener.failover.keepalive);
+    }
+    if (this.recovering) return;
+    this.recovering = true;
+    void this.search();
+  }
+
+  /** Finds a server, settles what is in doubt, restores the state, and hands over to the session, which repeats the unit. */
+  private async search(): Promise<void> {
+    const { env } = this;
+    const session = this.session!;
+    const codec = this.codec!;
+    const { cluster, listener } = env;
+    try {
+      for (;;) {
+        const episode = this.episode!;
+        if (session.state === 'closed') return;
+        if (episode.attempts > listener.failover.attempts && session.openUnit) {
+          session.cannotContinue({
+            code: 'OUTLIVE_REPLAY_ATTEMPTS',
+            kind: 'retry-transaction',
+            message: `the transaction could not be repeated in ${listener.failover.attempts} attempts after a failover`,
+            hint: 'Roll back and run the transaction again.',
+          });
+        }
+        let connection: BackendConnection | null = null;
+        try {
+          if (session.inDoubt) await this.settleDoubt();
+          if ((session.state as string) === 'closed') return;
+          const { identity, startup } = this.greeting!;
+          connection = await cluster.acquire({ identity, startup, deadline: episode.deadline, signal: this.abort.signal });
+          if ((session.state as string) === 'closed') {
+            this.discard(connection);
+            return;
+          }
+          episode.attempts++;
+          const blockers = codec.blockers();
+          session.restoring();
+          this.tellState();
+          const { result: missing, rest } = await runExchange(connection.wire, codec.restore(), {
+            frameLength: env.codec.frameLength,
+            peer: 'server',
+            head: connection.rest,
+            deadlineMs: RESTORE_MS,
+            signal: this.abort.signal,
+          });
+          if ((session.state as string) === 'closed') {
+            this.discard(connection);
+            return;
+          }
+          const gone = [...blockers, ...missing];
+          if (gone.length > 0) {
+            codec.forgetBlockers();
+            session.cannotContinue(stateLost(gone));
+            for (const { what } of gone) env.stats.count(env.stats.unprotected, what);
+          }
+          this.recovering = false;
+          const attached = connection;
+          this.attach(attached);
+          this.guarded(() => session.restored(attached.login));
+          this.tellState();
+          if (rest.length > 0 && this.backend === attached) this.fromServer(rest);
+          return;
+        } catch (error) {
+          if (connection !== null) this.discard(connection);
+          if ((session.state as string) === 'closed') return;
+          if (session.state === 'restoring') session.lost();
+          if (error instanceof LoginRefused) {
+            this.wire.end(error.outcome.bytes);
+            this.end();
+            return;
+          }
+          if (env.now() >= episode.deadline || (error instanceof CodedError && error.code === 'OUTLIVE_NO_WRITABLE_SERVER')) {
+            this.giveUpSearch();
+            return;
+          }
+          if (!(error instanceof CodedError)) throw error;
+          env.log.warn({ code: error.code, listener: listener.name }, `a session could not be restored yet: ${error.message}`);
+        }
+      }
+    } catch (error) {
+      this.broken(error, 'gateway');
+    } finally {
+      this.recovering = false;
+    }
+  }
+
+  private giveUpSearch(): void {
+    const { env } = this;
+    const session = this.session!;
+    if (session.inDoubt) session.unknown(outcomeUnknown(this.doubtLabel));
+    session.unavailable({
+      code: 'OUTLIVE_NO_WRITABLE_SERVER',
+      kind: 'unavailable',
+      message: `no server accepted writes within ${env.listener.failover.wait} ms`,
+      hint: 'The connection is kept; try again.',
+    });
+    env.stats.count(env.stats.errors, 'OUTLIVE_NO_WRITABLE_SERVER');
+    this.endEpisode();
+    this.tellState();
+  }
+
+  private doubtLabel = 'commit';
+  /** Where the open unit's token was taken: the last server connection. */
+  private origin: BackendConnection['origin'] = null;
+
+  private async settleDoubt(): Promise<void> {
+    const { env } = this;
+    const session = this.session!;
+    const { unit } = session;
+    if (session.state === 'suspended') session.asking();
+    this.tellState();
+    const { token } = unit;
+    let outcome: 'committed' | 'not-committed' | 'unknown' = 'unknown';
+    if (unit.unprovable === null && token === null) outcome = 'not-committed';
+    else if (unit.unprovable === null && token !== null && this.origin !== null) {
+      outcome = await env.cluster.resolve(token, this.origin, this.episode!.deadline);
+    }
+    if (session.state === 'closed') return;
+    env.stats.count(env.stats.outcomes, outcome);
+    env.log.info({ listener: env.listener.name, outcome }, 'the outcome of an interrupted commit was asked for');
+    if (outcome === 'committed') session.committed();
+    else if (outcome === 'not-committed') session.notCommitted();
+    else {
+      env.stats.count(env.stats.errors, 'OUTLIVE_OUTCOME_UNKNOWN');
+      session.unknown(outcomeUnknown(unit.unprovable ?? 'commit'));
+    }
+  }
+
+  replayed(result: 'done' | 'diverged' | 'retry'): void {
+    const { stats } = this.env;
+    stats.count(stats.replays, result);
+    if (result === 'retry') this.guarded(() => this.session!.lost());
+  }
+
+  resumed(): void {
+    this.endEpisode();
+    this.tellState();
+  }
+
+  private endEpisode(): void {
+    if (this.episode !== null) this.env.stats.pause((this.env.now() - this.episode.since) / 1000);
+    this.episode = null;
+    if (this.keepalive !== null) clearInterval(this.keepalive);
+    this.keepalive = null;
+  }
+
+  acknowledged(position: bigint): void {
+    if (this.origin !== null) this.env.cluster.acknowledged(this.origin.facts, position);
+  }
+
+  closeClient(): void {
+    this.wire.end();
+    this.end();
+  }
+
+  count(what: Parameters<SessionIo['count']>[0], label: string): void {
+    const { stats, log, listener } = this.env;
+    switch (what) {
+      case 'divergence':
+        stats.divergences++;
+        stats.count(stats.errors, 'OUTLIVE_REPLAY_DIVERGED');
+        log.warn({ listener: listener.name, statement: label }, 'a repeated statement answered differently than before');
+        break;
+      case 'unprotected':
+        stats.count(stats.unprotected, label);
+        break;
+      case 'out-of-sync':
+        stats.outOfSync++;
+        break;
+      case 'in-doubt':
+        stats.inDoubt++;
+        break;
+    }
+  }
+
+  // ----------------------------------------------------------------------------------------------------- from the gateway
+
+  /** The client asks on another connection to cancel what it waits for. */
+  async cancel(): Promise<void> {
+    const { session, backend } = this;
+    if (session === null) return;
+    let held = false;
+    this.guarded(() => {
+      held = session.cancel();
+    });
+    if (!held && backend !== null) await this.env.cluster.cancel(backend.server, backend.login.cancelKey).catch(() => {});
+  }
+
+  /** The server of this session is void: silent, or superseded. */
+  serverVoid(): void {
+    const session = this.session;
+    if (session === null || this.backend === null) return;
+    this.guarded(() => session.lost());
+  }
+
+  private tellState(): void {
+    const { stats, listener } = this.env;
+    const now = this.session?.state ?? null;
+    if (now === this.statusTold) return;
+    if (now === null && this.statusTold === null) return;
+    stats.moveSession(listener.name, this.statusTold, now === 'closed' ? null : now);
+    this.statusTold = now === 'closed' ? null : now;
+  }
+
+  private ended = false;
+
+  /** All is over: lets go of everything. */
+  end(): void {
+    if (this.ended) return;
+    this.ended = true;
+    const { backend } = this;
+    this.generation++;
+    this.backend = null;
+    if (this.session !== null && this.session.state !== 'closed') this.guarded(() => this.session!.close());
+    if (backend !== null) {
+      backend.wire.onData = () => {};
+      backend.wire.onDrain = () => {};
+      backend.wire.onClose = () => {};
+      backend.wire.end(this.codec?.synthesize.goodbye());
+    }
+    this.abort.abort();
+    if (this.cancelKey !== '') this.env.keys.delete(this.cancelKey);
+    if (this.keepalive !== null) clearInterval(this.keepalive);
+    if (this.statusTold !== null) this.env.stats.moveSession(this.env.listener.name, this.statusTold, null);
+    this.statusTold = null;
+    this.onEnd();
+  }
+}
+
+function outcomeUnknown(label: string): GatewayError {
+  return {
+    code: 'OUTLIVE_OUTCOME_UNKNOWN',
+    kind: 'outcome-unknown',
+    message: `the server was lost while it ran ${label}, and whether it took effect cannot be known`,
+    hint: 'Look at the data before running it again.',
+  };
+}
+
+function stateLost(blockers: readonly Blocker[]): GatewayError {
+  const names = blockers.map(({ what, name }) => `${what} ${name}`).join(', ');
+  return {
+    code: 'OUTLIVE_STATE_LOST',
+    kind: 'state-lost',
+    message: `the session was moved to another server in a failover and lost: ${names}`,
+    hint: 'The session goes on without it; create it again.',
+  };
+}
