@@ -132,6 +132,7 @@ async function failOver(
   units.send({ order: 'finish' });
   const { outcomes, cpuMs } = await units.next<{ outcomes: UnitOutcome[]; cpuMs: number }>('outcomes');
   const after = sampleCpu();
+  const gatewayCpu = gateway && before && after ? cpuBetween(before, after, gateway.pids) : undefined;
 
   const counter = unitStatements(0, statements).counter + 1;
   const sql = 'SELECT id FROM outlive_bench_rows WHERE n = $1';
@@ -147,7 +148,7 @@ async function failOver(
     missing: outcomes.filter(({ error }, id) => error === undefined && !there.has(id)).length,
     spares,
     killToWritableMs: writableAt - killedAt,
-    gatewayCpuMs: gateway && before && after ? cpuBetween(before, after, gateway.pids) * 1000 : undefined,
+    gatewayCpuMs: gatewayCpu === undefined ? undefined : gatewayCpu * 1000,
     clientsCpuMs: cpuMs,
   };
 }

@@ -7,7 +7,7 @@ const TICKS_PER_SECOND = 100;
 export interface ProcessTimes {
   readonly pid: number;
   readonly parent: number;
-  /** User and system time of all its threads, in ticks. */
+  /** User and system time of all its threads and of its children that have ended, in ticks. */
   readonly ticks: number;
 }
 
@@ -25,7 +25,8 @@ export function parseStat(text: string): ProcessTimes | undefined {
   // The command name stands in parentheses and may hold anything, so fields count from the last one.
   const fields = text.slice(text.lastIndexOf(')') + 2).split(' ');
   const pid = Number.parseInt(text, 10);
-  const times = { pid, parent: Number(fields[1]), ticks: Number(fields[11]) + Number(fields[12]) };
+  const [own, ownSystem, ended, endedSystem] = fields.slice(11, 15).map(Number);
+  const times = { pid, parent: Number(fields[1]), ticks: own + ownSystem + ended + endedSystem };
   return Number.isNaN(pid) || Number.isNaN(times.parent) || Number.isNaN(times.ticks) ? undefined : times;
 }
 
@@ -72,20 +73,26 @@ export function treeOf(processes: ReadonlyMap<number, ProcessTimes>, roots: read
   return found;
 }
 
-/** CPU seconds that the given processes and their descendants used between two samples. */
-export function cpuBetween(before: CpuSample, after: CpuSample, roots: readonly number[]): number {
+function ticksOf({ processes }: CpuSample, roots: readonly number[]): number {
   let ticks = 0;
-  for (const pid of treeOf(after.processes, roots)) {
-    ticks += (after.processes.get(pid)?.ticks ?? 0) - (before.processes.get(pid)?.ticks ?? 0);
-  }
-  return ticks / TICKS_PER_SECOND;
+  for (const pid of treeOf(processes, roots)) ticks += processes.get(pid)?.ticks ?? 0;
+  return ticks;
+}
+
+/**
+ * CPU seconds that the given processes and their descendants used between two samples. What a descendant used that has
+ * ended meanwhile stands with its parent, so nothing is lost; undefined when one of the given processes has ended.
+ */
+export function cpuBetween(before: CpuSample, after: CpuSample, roots: readonly number[]): number | undefined {
+  if (roots.some((pid) => !before.processes.has(pid) || !after.processes.has(pid))) return undefined;
+  return (ticksOf(after, roots) - ticksOf(before, roots)) / TICKS_PER_SECOND;
 }
 
 /** Processors that programs outside of the given process and its descendants kept busy between two samples. */
 export function foreignCpu(before: CpuSample, after: CpuSample, own: number): number {
   const seconds = (after.at - before.at) / 1000;
   const busy = (after.busy - before.busy) / TICKS_PER_SECOND;
-  return seconds > 0 ? Math.max(0, (busy - cpuBetween(before, after, [own])) / seconds) : 0;
+  return seconds > 0 ? Math.max(0, (busy - (cpuBetween(before, after, [own]) ?? 0)) / seconds) : 0;
 }
 
 /** Bytes of memory that the given processes and their descendants hold resident; undefined where there is no /proc. */

@@ -107,19 +107,19 @@ export function peerLines(peers: readonly Peer[], missing: readonly PeerName[]):
 
 function cellOf(
   place: Pick<RelayCell, 'round' | 'workload' | 'clients' | 'peer'>,
-  { result, loadPid, before, after, resident }: MeasuredLoad,
+  { result, loadPid, before, after, between, resident }: MeasuredLoad,
   proxy: readonly number[],
   server: number | undefined,
 ): RelayCell {
   const { tps, p50, p99, errors } = result;
   const found = { ...place, tps, p50, p99, errors, rssMiB: resident === undefined ? undefined : resident / 2 ** 20 };
-  if (before === undefined || after === undefined) {
+  if (before === undefined || after === undefined || between === 0) {
     return { ...found, proxyUs: undefined, serverUs: undefined, loadUs: undefined, foreign: undefined };
   }
-  // CPU and transactions are both rates here: the samples need not cover the very time that the generator counted.
-  const transactions = (tps * (after.at - before.at)) / 1000;
-  const us = (pids: readonly number[]) =>
-    pids.length === 0 ? undefined : (cpuBetween(before, after, pids) * 1e6) / transactions;
+  const us = (pids: readonly number[]) => {
+    const seconds = pids.length === 0 ? undefined : cpuBetween(before, after, pids);
+    return seconds === undefined ? undefined : (seconds * 1e6) / between;
+  };
   return {
     ...found,
     proxyUs: us(proxy),

@@ -78,8 +78,9 @@ export function allPass(figures: readonly Figure[]): boolean {
 export function digits(value: number): string {
   if (!Number.isFinite(value)) return '-';
   const size = Math.abs(value);
+  if (Number.isInteger(value) && size < 1000) return String(value);
   if (size >= 1000) return Math.round(value).toLocaleString('en-US');
-  return value.toFixed(size >= 100 ? 0 : size >= 10 ? 1 : size >= 0.1 || size === 0 ? 2 : 3);
+  return value.toFixed(size >= 100 ? 0 : size >= 10 ? 1 : size >= 0.1 ? 2 : 3);
 }
 
 /** A value that may not have been measured. */

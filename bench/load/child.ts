@@ -7,6 +7,7 @@ import { sharedNow, Units, type UnitsOptions, watchPromotion } from './units.js'
 /** What a parent sends. */
 export type Order =
   | { readonly order: 'load'; readonly options: LoadOptions }
+  | { readonly order: 'stop' }
   | { readonly order: 'idle'; readonly login: LoginOptions; readonly sessions: number }
   | { readonly order: 'units'; readonly options: UnitsOptions }
   | { readonly order: 'send'; readonly part: 0 | 1 }
@@ -21,16 +22,29 @@ export interface News {
 }
 
 let units: Units | undefined;
+let stop: () => void = () => {};
+const stopped = new Promise<void>((resolve) => {
+  stop = resolve;
+});
 const idle: LoadSession[] = [];
 let cpuFrom = process.cpuUsage();
 
 async function obey(order: Order): Promise<void> {
   switch (order.order) {
     case 'load': {
-      const hooks = { onMeasure: () => tell({ news: 'measure' }), onMeasured: () => tell({ news: 'measured' }) };
+      const hooks = {
+        onMeasure: () => tell({ news: 'measure' }),
+        onMeasured: () => {
+          tell({ news: 'measured' });
+          return stopped;
+        },
+      };
       tell({ news: 'result', result: await runLoad(order.options, hooks) });
       return;
     }
+    case 'stop':
+      stop();
+      return;
     case 'idle': {
       const { login, sessions } = order;
       // A session that has never asked for anything may not even have a server connection.

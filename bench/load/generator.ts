@@ -25,10 +25,10 @@ export interface LoadResult {
   readonly max: number;
 }
 
-/** Told when counting begins and when it ends. */
+/** Told when counting begins and when it ends. The load goes on until the second one is done with its work. */
 export interface LoadHooks {
   onMeasure?(): void;
-  onMeasured?(): void;
+  onMeasured?(): void | Promise<void>;
 }
 
 /**
@@ -104,7 +104,7 @@ export async function runLoad(options: LoadOptions, hooks: LoadHooks = {}): Prom
     await Promise.race([failed, sleep(options.measureMs)]);
     counting = false;
     const seconds = (performance.now() - from) / 1000;
-    hooks.onMeasured?.();
+    await Promise.race([failed, hooks.onMeasured?.()]);
     stopping = true;
     await Promise.race([failed, done]);
     return {

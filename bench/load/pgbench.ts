@@ -33,10 +33,26 @@ export function parseReport(text: string): PgbenchReport | undefined {
   return { tps: Number(tps), transactions: Number(transactions), failed: Number(failed) };
 }
 
-/** The time of a transaction in microseconds from a line of pgbench's log; undefined for a failed or skipped one. */
-export function parseLogLine(line: string): number | undefined {
-  const time = Number(line.split(' ', 3)[2]);
-  return Number.isNaN(time) ? undefined : time;
+/** A transaction that pgbench has written down. */
+export interface LoggedTransaction {
+  /** How long it took, in microseconds. */
+  readonly time: number;
+  /** When it ended, in milliseconds since the epoch. */
+  readonly endedAt: number;
+}
+
+/** Reads a line of pgbench's log; undefined for a failed or skipped transaction. */
+export function parseLogLine(line: string): LoggedTransaction | undefined {
+  const [, , time, , seconds, micros] = line.split(' ').map(Number);
+  const endedAt = seconds * 1000 + micros / 1000;
+  return Number.isNaN(time) || Number.isNaN(endedAt) ? undefined : { time, endedAt };
+}
+
+/** A run of pgbench. */
+export interface PgbenchRun {
+  readonly result: LoadResult;
+  /** Transactions between the two hooks: counted in the log, so up to the chance of the sampling. */
+  readonly between: number;
 }
 
 /** Makes load with pgbench. It writes into `dir`, which must be empty and the caller's. */
@@ -45,7 +61,7 @@ export async function runPgbench(
   dir: string,
   options: LoadOptions,
   hooks: { onMeasure?(pid: number): void; onMeasured?(pid: number): void } = {},
-): Promise<LoadResult> {
+): Promise<PgbenchRun> {
   const workload = workloadOf(options.workload);
   const wholeMs = Math.ceil((SETTLE_MS + options.measureMs) / 1000) * 1000;
   const args = ['--no-vacuum', '--builtin', workload.builtin, '--protocol', workload.mode, '--jobs', '1'];
@@ -57,32 +73,45 @@ export async function runPgbench(
   const env = { PATH: process.env.PATH, LC_ALL: 'C', PGSSLMODE: 'disable', PGGSSENCMODE: 'disable' };
   const pgbench = new Program(program, args, { cwd: dir, env });
   const pid = pgbench.child.pid ?? -1;
-  const timers = [
-    setTimeout(() => hooks.onMeasure?.(pid), SETTLE_MS),
-    setTimeout(() => hooks.onMeasured?.(pid), wholeMs - 100),
-  ];
+  let from = Number.POSITIVE_INFINITY;
+  let until = Number.POSITIVE_INFINITY;
+  const measure = () => {
+    from = Date.now();
+    hooks.onMeasure?.(pid);
+  };
+  const measured = () => {
+    until = Date.now();
+    hooks.onMeasured?.(pid);
+  };
+  const timers = [setTimeout(measure, SETTLE_MS), setTimeout(measured, wholeMs - 100)];
   const code = await pgbench.exited;
   for (const timer of timers) clearTimeout(timer);
   const report = parseReport(pgbench.tail);
   if (code !== 0 || report === undefined) throw new Error(`pgbench failed (${code}):\n${pgbench.tail}`);
 
   const histogram = new Histogram();
+  let lines = 0;
   for (const name of await readdir(dir)) {
     if (!name.startsWith('log.')) continue;
     const path = join(dir, name);
     for await (const line of createInterface({ input: createReadStream(path) })) {
-      const time = parseLogLine(line);
-      if (time !== undefined) histogram.record(time);
+      const logged = parseLogLine(line);
+      if (logged === undefined) continue;
+      histogram.record(logged.time);
+      if (logged.endedAt >= from && logged.endedAt < until) lines++;
     }
     await rm(path);
   }
   return {
-    tps: report.tps,
-    transactions: report.transactions,
-    errors: report.failed,
-    firstError: undefined,
-    p50: histogram.percentile(50) / 1000,
-    p99: histogram.percentile(99) / 1000,
-    max: histogram.max / 1000,
+    result: {
+      tps: report.tps,
+      transactions: report.transactions,
+      errors: report.failed,
+      firstError: undefined,
+      p50: histogram.percentile(50) / 1000,
+      p99: histogram.percentile(99) / 1000,
+      max: histogram.max / 1000,
+    },
+    between: lines / rate,
   };
 }

@@ -16,6 +16,8 @@ export interface MeasuredLoad {
   readonly loadPid: number;
   readonly before: CpuSample | undefined;
   readonly after: CpuSample | undefined;
+  /** Transactions between the two samples. */
+  readonly between: number;
   /** Memory of the watched processes at the end of the measured time, in bytes. */
   readonly resident: number | undefined;
 }
@@ -44,7 +46,7 @@ async function makePgbench(
   let before: CpuSample | undefined;
   let after: CpuSample | undefined;
   let resident: number | undefined;
-  const result = await runPgbench(path, dir, options, {
+  const run = await runPgbench(path, dir, options, {
     onMeasure: (pid) => {
       loadPid = pid;
       before = sampleCpu();
@@ -54,7 +56,7 @@ async function makePgbench(
       resident = residentBytes(watched);
     },
   });
-  return { result, loadPid, before, after, resident };
+  return { ...run, loadPid, before, after, resident };
 }
 
 async function makeOwn(scope: Scope, options: LoadOptions, watched: readonly number[]): Promise<MeasuredLoad> {
@@ -67,8 +69,10 @@ async function makeOwn(scope: Scope, options: LoadOptions, watched: readonly num
     await child.next('measured');
     const after = sampleCpu();
     const resident = residentBytes(watched);
+    child.send({ order: 'stop' });
     const { result } = await child.next<{ result: LoadResult }>('result');
-    return { result, loadPid: child.pid, before, after, resident };
+    const seconds = before && after ? (after.at - before.at) / 1000 : 0;
+    return { result, loadPid: child.pid, before, after, between: result.tps * seconds, resident };
   } finally {
     await child.stop();
   }

@@ -77,7 +77,7 @@ function plainRelay(target: number): Promise<number> {
 
 async function relay(kind: Kind, target: number): Promise<void> {
   const port = kind === 'plain' ? await plainRelay(target) : await wireRelay(target);
-  process.on('message', () => process.send?.({ cpu: process.cpuUsage(), rss: process.memoryUsage.rss() }));
+  process.on('message', () => process.send?.({ cpu: process.cpuUsage() }));
   process.on('disconnect', () => process.exit());
   process.send?.({ port });
 }
@@ -85,8 +85,8 @@ async function relay(kind: Kind, target: number): Promise<void> {
 interface Running {
   readonly port: number;
   readonly child: ChildProcess;
-  /** CPU microseconds so far. */
-  cpu(): Promise<number>;
+  /** CPU microseconds so far: all, and those spent outside the kernel. */
+  cpu(): Promise<{ all: number; user: number }>;
 }
 
 async function start(kind: Kind, target: number): Promise<Running> {
@@ -95,11 +95,11 @@ async function start(kind: Kind, target: number): Promise<Running> {
   });
   const message = <T>(): Promise<T> => new Promise((resolve) => child.once('message', resolve));
   const { port } = await message<{ port: number }>();
-  const cpu = async (): Promise<number> => {
+  const cpu = async (): Promise<{ all: number; user: number }> => {
     const answer = message<{ cpu: NodeJS.CpuUsage }>();
     child.send('cpu');
     const { cpu } = await answer;
-    return cpu.user + cpu.system;
+    return { all: cpu.user + cpu.system, user: cpu.user };
   };
   return { port, child, cpu };
 }
@@ -266,6 +266,7 @@ async function main(): Promise<void> {
     for (const { port } of relays.values()) await load.small(port, 1);
     const tps = new Map<Kind, number[]>(KINDS.map((kind) => [kind, []]));
     const cost = new Map<Kind, number[]>(KINDS.map((kind) => [kind, []]));
+    const user = new Map<Kind, number[]>(KINDS.map((kind) => [kind, []]));
     const bulk = new Map<Kind, number[]>(KINDS.map((kind) => [kind, []]));
     for (let round = 0; round < rounds; round++) {
       const direct = await load.small(load.target, Math.min(1, seconds));
@@ -276,19 +277,26 @@ async function main(): Promise<void> {
         const { port, cpu } = relays.get(kind)!;
         const before = await cpu();
         const small = await load.small(port, seconds);
-        const micros = ((await cpu()) - before) / small.count;
+        const after = await cpu();
+        const micros = (after.all - before.all) / small.count;
+        const inUser = (after.user - before.user) / small.count;
         const bytes = await load.bulk(port);
         tps.get(kind)!.push(small.tps);
         cost.get(kind)!.push(micros);
+        user.get(kind)!.push(inUser);
         bulk.get(kind)!.push(bytes);
-        line.push(`${kind} ${Math.round(small.tps)}/s ${micros.toFixed(2)} us ${Math.round(bytes / 1e6)} MB/s`);
+        line.push(
+          `${kind} ${Math.round(small.tps)}/s ${micros.toFixed(2)} us (user ${inUser.toFixed(2)}) ${Math.round(bytes / 1e6)} MB/s`,
+        );
       }
       console.log(line.join(' | '));
     }
     for (const kind of ['stream', 'raw'] as const) {
       const ratio = (of: Map<Kind, number[]>): string =>
         spread(of.get(kind)!.map((value, i) => value / of.get('plain')![i]));
-      console.log(`${kind} / plain: tps ${ratio(tps)}, CPU per transaction ${ratio(cost)}, bulk ${ratio(bulk)}`);
+      console.log(`${kind} / plain, median (least..most):`);
+      console.log(`  transactions ${ratio(tps)}, bulk ${ratio(bulk)}`);
+      console.log(`  CPU per transaction ${ratio(cost)}, outside the kernel ${ratio(user)}`);
     }
   } finally {
     for (const { child } of relays.values()) child.disconnect();

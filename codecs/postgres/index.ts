@@ -1,3 +1,4 @@
+import { serialize } from 'pg-protocol';
 import {
   type Codec,
   type Exchange,
@@ -16,7 +17,6 @@ import { resolve } from './outcome.js';
 import { probe } from './probe.js';
 import { PostgresSession, type SharedFacts } from './session.js';
 import { CATALOGUE_QUERY, parseCatalogue, QueryCache } from './sql/index.js';
-import { serialize } from 'pg-protocol';
 
 /** Statements mean the same in all sessions of a process. */
 const cache = new QueryCache();
@@ -62,7 +62,8 @@ const postgres: Codec = {
       const frame = (yield send === undefined ? { want: 'frame' } : { want: 'frame', send }) as Uint8Array;
       send = undefined;
       if (frame[0] === 0x44) rows.push(dataRow(frame, 0, frame.length));
-      else if (frame[0] === 0x45) throw new ProtocolViolation(`the catalogue query failed: ${text(frame, 5, frame.length)}`, 'server');
+      else if (frame[0] === 0x45)
+        throw new ProtocolViolation(`the catalogue query failed: ${text(frame, 5, frame.length)}`, 'server');
       else if (frame[0] === 0x5a) return { catalogue: parseCatalogue(rows) };
     }
   },

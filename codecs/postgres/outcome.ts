@@ -163,6 +163,8 @@ function descends(origin: ServerFacts, now: ServerFacts): boolean {
 
 /** B of the proof above; null when it is not known. */
 function boundaryOf(origin: ServerFacts, now: ServerFacts, server: ServerFacts): bigint | null {
+  // No token is taken on a standby: these facts are from before a promotion, and the token is of a later timeline.
+  if (origin.role !== 'primary') return null;
   const known = sameEra(now, server) ? (server.history as PostgresHistory) : null;
   const history = now.history as PostgresHistory;
   const lsn =

@@ -6,8 +6,8 @@ import {
   type Effect,
   type Exchange,
   FORWARD,
-  type FrameHeader,
   FRONTEND,
+  type FrameHeader,
   type GatewayError,
   INSPECT,
   type Injection,
@@ -23,11 +23,11 @@ import {
   type TransactionStatus,
   VERDICT,
 } from '../../core/contract/index.js';
+import { buildGatewayError, buildNotice, parseError } from './errors.js';
+import type { Startup } from './greet.js';
 import { AUTHENTICATION_OK } from './greet.js';
-import { buildNotice, buildGatewayError, parseError } from './errors.js';
 import { dataRow, ownStatement, StatementInjection, text, XactToken } from './inject.js';
 import type { LoginFacts } from './login.js';
-import type { Startup } from './greet.js';
 import type { StatementFacts } from './sql/facts.js';
 import {
   type Catalogue,
@@ -43,10 +43,44 @@ import { SessionState, touchesSession } from './state.js';
 
 // Frame types (protocol manual, "Message Formats").
 const T = (c: string) => c.charCodeAt(0);
-const [BIND, CLOSE, COPY_DATA, COPY_DONE, COPY_FAIL, DESCRIBE, EXECUTE, FLUSH, FUNCTION_CALL, PARSE, QUERY, SYNC, TERMINATE] =
-  [...'BCdcfDEHFPQSX'].map(T);
-const [BACKEND_KEY, BIND_COMPLETE, CLOSE_COMPLETE, COMMAND_COMPLETE, COPY_IN, COPY_OUT, COPY_BOTH, DATA_ROW, EMPTY_QUERY, ERROR, FUNCTION_RESULT, NO_DATA, NOTICE, NOTIFICATION, PARAMETER_DESCRIPTION, PARAMETER_STATUS, PARSE_COMPLETE, PORTAL_SUSPENDED, READY, ROW_DESCRIPTION, NEGOTIATE] =
-  [...'K23CGHWDIEVnNAtS1sZTv'].map(T);
+const [
+  BIND,
+  CLOSE,
+  COPY_DATA,
+  COPY_DONE,
+  COPY_FAIL,
+  DESCRIBE,
+  EXECUTE,
+  FLUSH,
+  FUNCTION_CALL,
+  PARSE,
+  QUERY,
+  SYNC,
+  TERMINATE,
+] = [...'BCdcfDEHFPQSX'].map(T);
+const [
+  BACKEND_KEY,
+  BIND_COMPLETE,
+  CLOSE_COMPLETE,
+  COMMAND_COMPLETE,
+  COPY_IN,
+  COPY_OUT,
+  COPY_BOTH,
+  DATA_ROW,
+  EMPTY_QUERY,
+  ERROR,
+  FUNCTION_RESULT,
+  NO_DATA,
+  NOTICE,
+  NOTIFICATION,
+  PARAMETER_DESCRIPTION,
+  PARAMETER_STATUS,
+  PARSE_COMPLETE,
+  PORTAL_SUSPENDED,
+  READY,
+  ROW_DESCRIPTION,
+  NEGOTIATE,
+] = [...'K23CGHWDIEVnNAtS1sZTv'].map(T);
 
 const SYNC_BYTES = serialize.sync();
 const EMPTY = new Uint8Array(0);
@@ -67,7 +101,9 @@ interface Prepared {
 }
 
 /** What a confirmation of the server ('1', '3') stands for. */
-type Op = { readonly op: 'parse'; readonly name: string; readonly prepared: Prepared } | { readonly op: 'close'; readonly name: string | null };
+type Op =
+  | { readonly op: 'parse'; readonly name: string; readonly prepared: Prepared }
+  | { readonly op: 'close'; readonly name: string | null };
 
 /** One executed statement of a request that touches the session's state. */
 interface Executed {
@@ -102,6 +138,7 @@ class PgRequest implements Request {
 
 /** The PostgreSQL codec of one session. */
 export class PostgresSession implements SessionCodec {
+  stale = false;
   collecting = 0;
   private group: PgRequest = new PgRequest();
   /** Portals of the open transaction, by name; where in the group they were bound. */
@@ -119,6 +156,8 @@ export class PostgresSession implements SessionCodec {
   /** As the server told it last. */
   private status: TransactionStatus = 'idle';
   private forceToken = false;
+  /** The open unit did something after which the catalogue must be read anew. */
+  private changesCatalogue = false;
   private transactionTag = '';
   private readonly env: { standardConformingStrings: boolean; encoding?: string };
   /** Parameters as the client was told them, in the order of the first login. */
@@ -143,7 +182,10 @@ export class PostgresSession implements SessionCodec {
     const length = (bytes[start + 1] << 24) | (bytes[start + 2] << 16) | (bytes[start + 3] << 8) | bytes[start + 4];
     const type = bytes[start];
     if (length < 4) {
-      throw new ProtocolViolation(`message of type ${printable(type)} with length ${length >>> 0}`, side === FRONTEND ? 'client' : 'server');
+      throw new ProtocolViolation(
+        `message of type ${printable(type)} with length ${length >>> 0}`,
+        side === FRONTEND ? 'client' : 'server',
+      );
     }
     out.length = length + 1;
     out.need = length + 1;
@@ -168,7 +210,10 @@ export class PostgresSession implements SessionCodec {
         case EMPTY_QUERY:
         case PORTAL_SUSPENDED: {
           const head = this.inflight[0];
-          out.treatment = this.guarded || (head !== undefined && (head.completions !== null || head.effect !== 'read')) ? INSPECT : RELAY;
+          out.treatment =
+            this.guarded || (head !== undefined && (head.completions !== null || head.effect !== 'read'))
+              ? INSPECT
+              : RELAY;
           return true;
         }
         case PARSE_COMPLETE:
@@ -546,7 +591,8 @@ export class PostgresSession implements SessionCodec {
 
   private ready(bytes: Uint8Array, start: number, end: number, sink: Sink): Disposition {
     if (end - start !== 6) throw new ProtocolViolation('ReadyForQuery of a wrong length', 'server');
-    const status: TransactionStatus = bytes[start + 5] === 0x49 ? 'idle' : bytes[start + 5] === 0x54 ? 'open' : 'failed';
+    const status: TransactionStatus =
+      bytes[start + 5] === 0x49 ? 'idle' : bytes[start + 5] === 0x54 ? 'open' : 'failed';
     this.status = status;
     const head = this.inflight.shift();
     this.copying = false;
@@ -559,6 +605,8 @@ export class PostgresSession implements SessionCodec {
 
   private unitEnd(committed: boolean): void {
     this.state.unitEnd(committed);
+    if (this.changesCatalogue && committed) this.stale = true;
+    this.changesCatalogue = false;
     this.undo.length = 0;
     this.transactionTag = '';
     this.forceToken = false;
@@ -574,6 +622,7 @@ export class PostgresSession implements SessionCodec {
     if (executed === null) return;
     const { facts, sql } = executed;
     this.state.completed(facts, sql);
+    if (facts.changesCatalogue || facts.effect === 'opaque') this.changesCatalogue = true;
     if (facts.deallocate !== undefined) {
       if (facts.all) for (const name of [...this.prepared.keys()]) this.setPrepared(name, undefined);
       else this.setPrepared(facts.deallocate, undefined);
@@ -695,9 +744,12 @@ export class PostgresSession implements SessionCodec {
         } else if (type === READY) break;
       }
       if (i >= names.length) {
-        if (failed !== null || !granted) lost.push({ what: 'session advisory lock', name: locks[i - names.length].label });
+        if (failed !== null || !granted)
+          lost.push({ what: 'session advisory lock', name: locks[i - names.length].label });
       } else if (failed !== null) {
-        lost.push(i < statements ? { what: 'session setting', name: names[i] } : { what: 'prepared statement', name: names[i] });
+        lost.push(
+          i < statements ? { what: 'session setting', name: names[i] } : { what: 'prepared statement', name: names[i] },
+        );
       }
     }
     return lost;
@@ -807,7 +859,12 @@ const FAIL = ownStatement('ROLLBACK TO SAVEPOINT "outlive: the transaction could
 const COMMIT_COMPLETE = Buffer.from('C\0\0\0\x0bCOMMIT\0', 'latin1');
 
 /** Facts of statements whose text the gateway does not know: prepared elsewhere, or a fast-path function call. */
-const UNKNOWN_FACTS: StatementFacts = Object.freeze({ ...EMPTY_FACTS, verb: 'statement', effect: 'write', transactional: true });
+const UNKNOWN_FACTS: StatementFacts = Object.freeze({
+  ...EMPTY_FACTS,
+  verb: 'statement',
+  effect: 'write',
+  transactional: true,
+});
 const FUNCTION_FACTS: StatementFacts = Object.freeze({ ...UNKNOWN_FACTS, verb: 'function call' });
 
 function endsTransaction(facts: StatementFacts): boolean {
@@ -864,10 +921,14 @@ function observeQuery(customSettings: string[] | null): string {
     `SELECT 'held', name, '' FROM pg_catalog.pg_cursors WHERE is_holdable`,
   ];
   if (customSettings !== null) {
-    parts.push(`SELECT 'setting', name, pg_catalog.current_setting(name) FROM pg_catalog.pg_settings WHERE source = 'session' AND name NOT IN ('transaction_isolation', 'transaction_read_only', 'transaction_deferrable')`);
+    parts.push(
+      `SELECT 'setting', name, pg_catalog.current_setting(name) FROM pg_catalog.pg_settings WHERE source = 'session' AND name NOT IN ('transaction_isolation', 'transaction_read_only', 'transaction_deferrable')`,
+    );
     for (const name of customSettings) {
       const literal = `'${name.replaceAll("'", "''")}'`;
-      parts.push(`SELECT 'setting', ${literal}, pg_catalog.current_setting(${literal}, true) WHERE pg_catalog.current_setting(${literal}, true) IS NOT NULL`);
+      parts.push(
+        `SELECT 'setting', ${literal}, pg_catalog.current_setting(${literal}, true) WHERE pg_catalog.current_setting(${literal}, true) IS NOT NULL`,
+      );
     }
   }
   return parts.join(' UNION ALL ');

@@ -124,7 +124,8 @@ export class SessionState {
     if (facts.tempTable !== undefined || facts.dropRelation !== undefined) {
       if (facts.tempTable !== undefined || this.observed.temporary.length > 0) this.dirty.add('temporary');
     }
-    if (facts.declareCursor?.hold || (facts.closeCursor !== undefined && this.observed.held.length > 0)) this.dirty.add('held');
+    if (facts.declareCursor?.hold || (facts.closeCursor !== undefined && this.observed.held.length > 0))
+      this.dirty.add('held');
     if (facts.discard !== undefined) {
       if (this.observed.temporary.length > 0) this.dirty.add('temporary');
       if (this.observed.held.length > 0) this.dirty.add('held');
@@ -146,7 +147,11 @@ export class SessionState {
       if (set.kind === 'reset-all') {
         for (const key of [...this.entries.keys()]) if (key.startsWith('set ')) this.entries.delete(key);
         if (this.observed.settings !== null) this.observed = { ...this.observed, settings: null };
-      } else this.put(set.name === 'role' || set.name === 'session_authorization' ? `identity ${set.name}` : `set ${set.name}`, sql);
+      } else
+        this.put(
+          set.name === 'role' || set.name === 'session_authorization' ? `identity ${set.name}` : `set ${set.name}`,
+          sql,
+        );
     } else if (facts.listen !== undefined) this.put(`listen ${facts.listen}`, sql);
     else if (facts.unlisten !== undefined) {
       if (facts.unlisten === '*') this.drop('listen ');
@@ -182,6 +187,7 @@ export function touchesSession(facts: StatementFacts): boolean {
   return (
     (facts.effect === 'session' && !facts.local) ||
     facts.effect === 'opaque' ||
+    facts.changesCatalogue ||
     facts.savepoint !== undefined ||
     facts.tempTable !== undefined ||
     facts.dropRelation !== undefined ||

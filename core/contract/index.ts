@@ -302,6 +302,8 @@ export interface SessionCodec {
   /** Bytes to tell a client of differences between what it was told at first login and the new server (may be empty). */
   announce(login: LoginResult): Uint8Array;
 
+  /** Set by the codec when what {@link Codec.learn} brought has changed; reset by the core. */
+  stale: boolean;
   /** Bytes of the request that is being collected and not yet emitted. */
   readonly collecting: number;
   /** Told when a request's bytes go to the server. */

@@ -1,10 +1,4 @@
-import type {
-  ActionPlugin,
-  Codec,
-  CredentialsPlugin,
-  Log,
-  PluginContext,
-} from '../contract/index.js';
+import type { ActionPlugin, Codec, CredentialsPlugin, Log, PluginContext } from '../contract/index.js';
 import { CodedError } from '../contract/index.js';
 import { type Listener, listen, runCommand, type ServerTls, serverTls, type Wire } from '../io/index.js';
 import { type Admin, startAdmin } from './admin.js';
@@ -80,7 +74,13 @@ class RunningGateway implements Gateway {
     if (codec === undefined) return;
     let cluster: Cluster | null = null;
     const action = async (use: PluginUse | null): Promise<ActionPlugin | undefined> =>
-      use === null ? undefined : await startPlugin<ActionPlugin>(extensions, use, this.context(() => cluster, codec));
+      use === null
+        ? undefined
+        : await startPlugin<ActionPlugin>(
+            extensions,
+            use,
+            this.context(() => cluster, codec),
+          );
     const promote = await action(config.promotion);
     const fence = await action(config.fence);
     cluster = new Cluster({
@@ -99,7 +99,8 @@ class RunningGateway implements Gateway {
   private context(cluster: () => Cluster | null, codec: Codec): PluginContext {
     const use = (): Cluster => {
       const present = cluster();
-      if (present === null) throw new CodedError('OUTLIVE_INTERNAL', 'gateway', 'a plugin asked the servers before they were there');
+      if (present === null)
+        throw new CodedError('OUTLIVE_INTERNAL', 'gateway', 'a plugin asked the servers before they were there');
       return present;
     };
     return {
@@ -119,9 +120,14 @@ class RunningGateway implements Gateway {
     const credentials =
       config.credentials === null
         ? null
-        : await startPlugin<CredentialsPlugin>(extensions, config.credentials, this.context(() => cluster, codec));
+        : await startPlugin<CredentialsPlugin>(
+            extensions,
+            config.credentials,
+            this.context(() => cluster, codec),
+          );
     const { cert, key, mode } = config.tls;
-    const tls = mode === 'off' || cert === null || key === null ? null : serverTls({ cert: cert.text, key: key.text.reveal() });
+    const tls =
+      mode === 'off' || cert === null || key === null ? null : serverTls({ cert: cert.text, key: key.text.reveal() });
     const door = new Door(config, codec, cluster, credentials, tls, this.log, this.stats);
     this.doors.push(door);
     await door.open();
@@ -133,7 +139,8 @@ class RunningGateway implements Gateway {
     const doors = this.doors.filter((door) => door.config.cluster === config.name);
     switch (event.type) {
       case 'server-silent':
-        for (const door of doors) door.forEach((host) => host.server === event.server && host.owes && host.serverVoid());
+        for (const door of doors)
+          door.forEach((host) => host.server === event.server && host.owes && host.serverVoid());
         break;
       case 'superseded':
         for (const door of doors) door.forEach((host) => host.server === event.server && host.serverVoid());
@@ -197,7 +204,8 @@ class Door {
       port: address.port,
       highWater: limits.backlog,
       onWire: (wire) => this.accept(wire),
-      onError: (error) => this.log.warn({ listener: this.config.name }, `a connection could not be accepted: ${error.message}`),
+      onError: (error) =>
+        this.log.warn({ listener: this.config.name }, `a connection could not be accepted: ${error.message}`),
     });
     this.port = this.listener.port;
   }
@@ -209,8 +217,14 @@ class Door {
       return;
     }
     if (this.hosts.size >= limits.clients || this.greetings >= limits.greetings) {
-      const limit = this.hosts.size >= limits.clients ? `clients (${limits.clients})` : `greetings (${limits.greetings})`;
-      this.turnAway(wire, 'OUTLIVE_TOO_MANY_CLIENTS', 'too-many', `limits.${limit} of listener ${this.config.name} is reached: try again later, or raise it`);
+      const limit =
+        this.hosts.size >= limits.clients ? `clients (${limits.clients})` : `greetings (${limits.greetings})`;
+      this.turnAway(
+        wire,
+        'OUTLIVE_TOO_MANY_CLIENTS',
+        'too-many',
+        `limits.${limit} of listener ${this.config.name} is reached: try again later, or raise it`,
+      );
       return;
     }
     const host = new SessionHost(
@@ -262,7 +276,9 @@ class Door {
 
   async close(): Promise<void> {
     await this.listener?.close();
-    this.forEach((host) => host.fatal({ code: 'OUTLIVE_STOPPING', kind: 'unavailable', message: 'the gateway is being stopped' }));
+    this.forEach((host) =>
+      host.fatal({ code: 'OUTLIVE_STOPPING', kind: 'unavailable', message: 'the gateway is being stopped' }),
+    );
     const until = now() + STOP_MS;
     while (this.hosts.size > 0 && now() < until) await new Promise((resolve) => setTimeout(resolve, 5));
   }

@@ -205,7 +205,8 @@ export class SessionHost implements SessionIo {
     env.keys.set(this.cancelKey, this);
     if (!wire.open || !connection.wire.open) {
       this.discard(connection);
-      if (wire.open) throw new CodedError('OUTLIVE_EXCHANGE_CLOSED', 'server', 'the server closed the connection during login');
+      if (wire.open)
+        throw new CodedError('OUTLIVE_EXCHANGE_CLOSED', 'server', 'the server closed the connection during login');
       this.end();
       return;
     }
@@ -314,13 +315,25 @@ export class SessionHost implements SessionIo {
     const coded =
       error instanceof CodedError
         ? error
-        : new CodedError('OUTLIVE_CODEC_BROKEN', 'codec', `codec ${env.codec.name} failed: ${String((error as Error)?.message ?? error)}`, {
-            cause: error,
-          });
+        : new CodedError(
+            'OUTLIVE_CODEC_BROKEN',
+            'codec',
+            `codec ${env.codec.name} failed: ${String((error as Error)?.message ?? error)}`,
+            {
+              cause: error,
+            },
+          );
     env.stats.count(env.stats.errors, coded.code);
-    env.log.error({ code: coded.code, side, listener: env.listener.name, stack: (coded.cause as Error)?.stack }, coded.message);
+    env.log.error(
+      { code: coded.code, side, listener: env.listener.name, stack: (coded.cause as Error)?.stack },
+      coded.message,
+    );
     const kind: GatewayError['kind'] =
-      coded instanceof ProtocolViolation ? 'protocol' : coded.code === 'OUTLIVE_REQUEST_TOO_LARGE' ? 'too-large' : 'internal';
+      coded instanceof ProtocolViolation
+        ? 'protocol'
+        : coded.code === 'OUTLIVE_REQUEST_TOO_LARGE'
+          ? 'too-large'
+          : 'internal';
     this.fatal({ code: coded.code, kind, message: coded.message });
   }
 
@@ -342,10 +355,20 @@ export class SessionHost implements SessionIo {
     else env.log.debug(fields, coded.message);
     if (wire.open) {
       const kind: GatewayError['kind'] =
-        code === 'OUTLIVE_NO_WRITABLE_SERVER' ? 'unavailable' : code === 'OUTLIVE_UNPROTECTED_REFUSED' ? 'refused' : coded instanceof ProtocolViolation ? 'protocol' : 'internal';
-      const silent = code === 'OUTLIVE_EXCHANGE_TIMEOUT' || code === 'OUTLIVE_EXCHANGE_CLOSED' || code === 'OUTLIVE_TLS_FAILED';
+        code === 'OUTLIVE_NO_WRITABLE_SERVER'
+          ? 'unavailable'
+          : code === 'OUTLIVE_UNPROTECTED_REFUSED'
+            ? 'refused'
+            : coded instanceof ProtocolViolation
+              ? 'protocol'
+              : 'internal';
+      const silent =
+        code === 'OUTLIVE_EXCHANGE_TIMEOUT' || code === 'OUTLIVE_EXCHANGE_CLOSED' || code === 'OUTLIVE_TLS_FAILED';
       if (silent) wire.destroy();
-      else wire.end(env.codec.refuse({ code, kind, message: coded?.message ?? 'the gateway failed to let the client in' }));
+      else
+        wire.end(
+          env.codec.refuse({ code, kind, message: coded?.message ?? 'the gateway failed to let the client in' }),
+        );
     }
     this.end();
   }
@@ -400,7 +423,10 @@ export class SessionHost implements SessionIo {
       .catch(() => 'gone' as const)
       .then((what) => {
         if (session.state !== 'doubting' || (generation !== this.generation && !this.closedInDoubt)) return;
-        env.log.info({ listener: env.listener.name, server: server?.name, sqlstate: error.code, verdict: what }, 'a server spoke of its end');
+        env.log.info(
+          { listener: env.listener.name, server: server?.name, sqlstate: error.code, verdict: what },
+          'a server spoke of its end',
+        );
         this.guarded(() => {
           if (what === 'same' && error.meaning !== 'server-lost') {
             session.intent();
@@ -450,7 +476,12 @@ export class SessionHost implements SessionIo {
           if (session.inDoubt) await this.settleDoubt();
           if ((session.state as string) === 'closed') return;
           const { identity, startup } = this.greeting!;
-          connection = await cluster.acquire({ identity, startup, deadline: episode.deadline, signal: this.abort.signal });
+          connection = await cluster.acquire({
+            identity,
+            startup,
+            deadline: episode.deadline,
+            signal: this.abort.signal,
+          });
           if ((session.state as string) === 'closed') {
             this.discard(connection);
             return;
@@ -492,12 +523,18 @@ export class SessionHost implements SessionIo {
             this.end();
             return;
           }
-          if (env.now() >= episode.deadline || (error instanceof CodedError && error.code === 'OUTLIVE_NO_WRITABLE_SERVER')) {
+          if (
+            env.now() >= episode.deadline ||
+            (error instanceof CodedError && error.code === 'OUTLIVE_NO_WRITABLE_SERVER')
+          ) {
             this.giveUpSearch();
             return;
           }
           if (!(error instanceof CodedError)) throw error;
-          env.log.warn({ code: error.code, listener: listener.name }, `a session could not be restored yet: ${error.message}`);
+          env.log.warn(
+            { code: error.code, listener: listener.name },
+            `a session could not be restored yet: ${error.message}`,
+          );
         }
       }
     } catch (error) {
@@ -555,6 +592,11 @@ export class SessionHost implements SessionIo {
     if (result === 'retry') this.guarded(() => this.session!.lost());
   }
 
+  learn(): void {
+    const { identity } = this.greeting!;
+    void this.env.cluster.refresh(identity.database, identity).catch(() => undefined);
+  }
+
   resumed(): void {
     this.endEpisode();
     this.tellState();
@@ -582,7 +624,10 @@ export class SessionHost implements SessionIo {
       case 'divergence':
         stats.divergences++;
         stats.count(stats.errors, 'OUTLIVE_REPLAY_DIVERGED');
-        log.warn({ listener: listener.name, statement: label }, 'a repeated statement answered differently than before');
+        log.warn(
+          { listener: listener.name, statement: label },
+          'a repeated statement answered differently than before',
+        );
         break;
       case 'unprotected':
         stats.count(stats.unprotected, label);
@@ -606,7 +651,8 @@ export class SessionHost implements SessionIo {
     this.guarded(() => {
       held = session.cancel();
     });
-    if (!held && backend !== null) await this.env.cluster.cancel(backend.server, backend.login.cancelKey).catch(() => {});
+    if (!held && backend !== null)
+      await this.env.cluster.cancel(backend.server, backend.login.cancelKey).catch(() => {});
   }
 
   /** The server of this session is void: silent, or superseded. */

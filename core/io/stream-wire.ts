@@ -16,6 +16,8 @@ export class StreamWire implements Wire {
 
   readonly #highWater: number;
   readonly #lowWater: number;
+  readonly #plain: net.Socket;
+  /** The plain socket, or the TLS socket over it. */
   #socket: net.Socket;
   #paused = true;
   #open = true;
@@ -30,7 +32,7 @@ export class StreamWire implements Wire {
 
   /** @param socket connected, made with `allowHalfOpen` and not yet flowing */
   constructor(socket: net.Socket, marks: WireMarks = {}) {
-    this.#socket = socket;
+    this.#plain = this.#socket = socket;
     this.#highWater = marks.highWater ?? DEFAULT_HIGH_WATER;
     this.#lowWater = marks.lowWater ?? DEFAULT_LOW_WATER;
     this.#attach();
@@ -142,14 +144,16 @@ export class StreamWire implements Wire {
   reset(): void {
     this.#open = false;
     this.#wantsDrain = false;
-    if (!this.#socket.destroyed) this.#socket.resetAndDestroy();
+    // A TLS socket cannot be reset itself; the one beneath it can.
+    if (!this.#socket.destroyed) this.#plain.resetAndDestroy();
+    if (this.#socket !== this.#plain) this.#socket.destroy();
   }
 
   async startTls(options: StartTls): Promise<TlsFacts> {
     if (!this.#open)
       throw new CodedError('OUTLIVE_TLS_FAILED', 'network', 'the connection was closed before TLS began');
     if (!this.#paused || this.#secure || this.#handshaking) throw new Error('TLS needs a paused plain wire');
-    const plain = this.#socket;
+    const plain = this.#plain;
     if (plain.readableLength > 0 && options.direct !== true) {
       this.destroy();
       throw new ProtocolViolation('plaintext was sent ahead of the TLS handshake', options.peer);

@@ -67,7 +67,8 @@ export class AnswerLog {
     let count = 0;
     const all = Buffer.concat(this.chunks);
     for (let at = 0; at < all.length; at += canon.frameLength(all, at, all.length)) {
-      if (canon.verbatim(all, at) || canon.canonical(all, at, at + canon.frameLength(all, at, all.length)) !== null) count++;
+      if (canon.verbatim(all, at) || canon.canonical(all, at, at + canon.frameLength(all, at, all.length)) !== null)
+        count++;
     }
     return count;
   }

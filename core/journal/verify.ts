@@ -53,7 +53,8 @@ export class Verifier {
       if (this.index >= this.expected.length) return at;
       const want = this.expected[this.index];
       const n = Math.min(want.length - this.offset, piece.length - at);
-      if (Buffer.compare(want.subarray(this.offset, this.offset + n), piece.subarray(at, at + n)) !== 0) return 'differs';
+      if (Buffer.compare(want.subarray(this.offset, this.offset + n), piece.subarray(at, at + n)) !== 0)
+        return 'differs';
       this.offset += n;
       at += n;
       if (this.offset === want.length) {

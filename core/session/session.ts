@@ -2,8 +2,8 @@ import {
   BACKEND,
   CodedError,
   FORWARD,
-  type FrameHeader,
   FRONTEND,
+  type FrameHeader,
   type GatewayError,
   type Injection,
   type LoginResult,
@@ -47,6 +47,8 @@ export interface SessionIo {
   recover(): void;
   /** The replay ended. `attempt` again on a retryable failure. */
   replayed(result: 'done' | 'diverged' | 'retry'): void;
+  /** What was learnt of the database has changed: learn it anew. */
+  learn(): void;
   /** The session goes on as if nothing had happened. */
   resumed(): void;
   /** A commit that was acknowledged to the client had this position. */
@@ -116,6 +118,8 @@ export class Session implements Sink {
   // From the server.
   private carry: Uint8Array | null = null;
   private relayLeft = 0;
+  /** A server was lost when the client had received only a part of a long frame. */
+  private midFrame = false;
   private readonly pending: Pending[] = [];
   private records: RequestRecord[] = [];
   private projectedOpen = false;
@@ -171,7 +175,6 @@ export class Session implements Sink {
       this.io.toServer(chunk);
       return;
     }
-    if (this.state === 'detached' && this.pendingWork() === false) this.wake();
     const w = this.window;
     const shift = w.start;
     const before = w.length;
@@ -279,8 +282,13 @@ export class Session implements Sink {
   /** The request that goes out without any ado: nothing to guard, nothing to arm. */
   private plain(request: Request): boolean {
     return (
-      this.heldReady === null && this.deferred === null && !this.guarding && request.effect === 'read' && !request.mustGuard
-    ) || this.admits(request);
+      (this.heldReady === null &&
+        this.deferred === null &&
+        !this.guarding &&
+        request.effect === 'read' &&
+        !request.mustGuard) ||
+      this.admits(request)
+    );
   }
 
   /** May this request go to the server now? May start what must come before it. */
@@ -290,7 +298,8 @@ export class Session implements Sink {
     const open = this.projectedOpen || this.guarding;
     if (!open) {
       // What needs care waits until everything before it is answered.
-      if ((request.effect !== 'read' && request.effect !== 'session') || request.mustGuard) return this.pending.length === 0;
+      if ((request.effect !== 'read' && request.effect !== 'session') || request.mustGuard)
+        return this.pending.length === 0;
       return true;
     }
     if (request.effect === 'commit' && this.unit.unarmed) {
@@ -355,7 +364,8 @@ export class Session implements Sink {
     if (record === null) {
       record = new RequestRecord(request);
       this.records.push(record);
-      if (!this.unit.oversized) this.journal(record, start === 0 && end === bytes.length ? bytes : bytes.subarray(start, end));
+      if (!this.unit.oversized)
+        this.journal(record, start === 0 && end === bytes.length ? bytes : bytes.subarray(start, end));
     } else {
       this.records.push(record);
       if (!record.answer.empty) pending.verifier = new Verifier(record, this.canon);
@@ -442,7 +452,9 @@ export class Session implements Sink {
     const bytes = this.outBytes;
     if (bytes === EMPTY) return;
     this.outBytes = EMPTY;
-    this.io.toServer(this.outStart === 0 && this.outEnd === bytes.length ? bytes : bytes.subarray(this.outStart, this.outEnd));
+    this.io.toServer(
+      this.outStart === 0 && this.outEnd === bytes.length ? bytes : bytes.subarray(this.outStart, this.outEnd),
+    );
   }
 
   /** Stops reading from a client whose held requests fill the queue. */
@@ -549,6 +561,13 @@ export class Session implements Sink {
         log = at;
         if (!h.asynchronous) {
           head.injection.frame(bytes, frameEnd - h.length, frameEnd);
+          const failed = head.injection.failed();
+          if (failed?.fatal) {
+            // The end of the connection reached the gateway's own question instead of the client's: it means the same.
+            this.doubtError = failed;
+            this.enterDoubt(bytes.subarray(frameEnd - h.length, end));
+            return;
+          }
           if (h.boundary && --head.readies === 0) {
             this.pending.shift();
             head.injection.done?.();
@@ -747,6 +766,10 @@ export class Session implements Sink {
 
   /** All is answered so far: look at the session's state if need be, then go on. */
   private settle(): void {
+    if (this.codec.stale) {
+      this.codec.stale = false;
+      this.io.learn();
+    }
     if (this.pending.length === 0 && !this.projectedOpen && !this.guarding && this.state === 'live') {
       const injection = this.codec.observe();
       if (injection !== null) this.inject(injection, () => this.pump());
@@ -821,7 +844,8 @@ export class Session implements Sink {
       if (error.meaning === 'retry' && head?.verifier) this.retryable = true;
       return;
     }
-    if (error.meaning === 'read-only' || error.meaning === 'terminated' || error.meaning === 'server-lost') this.doubtError = error;
+    if (error.meaning === 'read-only' || error.meaning === 'terminated' || error.meaning === 'server-lost')
+      this.doubtError = error;
   }
 
   private retryable = false;
@@ -895,6 +919,7 @@ export class Session implements Sink {
     }
     this.outBytes = EMPTY;
     this.carry = null;
+    this.midFrame ||= this.relayLeft > 0;
     this.relayLeft = 0;
     this.doubtError = null;
     this.doubtRest = EMPTY;
@@ -907,6 +932,12 @@ export class Session implements Sink {
     this.replayQueue = [];
     this.pending.length = 0;
     this.gates = 0;
+    const last = this.records[this.records.length - 1];
+    if (last?.request.effect === 'rollback' && last.status === null && this.clientStatus !== 'idle') {
+      // What is to be rolled back need not be repeated for it: a failed transaction answers ROLLBACK just the same.
+      this.poisoned = true;
+      this.records = [last];
+    }
     this.io.recover();
   }
 
@@ -918,10 +949,6 @@ export class Session implements Sink {
   /** True when the client waits for an answer, or holds a transaction that is to be kept. */
   get waiting(): boolean {
     return this.records.some((r) => r.status === null) || this.queue.length > 0;
-  }
-
-  private pendingWork(): boolean {
-    return this.queue.length > 0;
   }
 
   /** What the open unit did and what became of it, for messages. */
@@ -987,6 +1014,12 @@ export class Session implements Sink {
     this.poisoned = wasOpen;
     const status: TransactionStatus = wasOpen ? 'failed' : 'idle';
     const first = outstanding.find((r) => !r.request.joined);
+    if (this.midFrame) {
+      // The client has the beginning of a long frame: nothing can be said to it any more.
+      this.close();
+      this.io.closeClient();
+      return;
+    }
     if (first !== undefined) {
       this.io.toClient(this.codec.synthesize.error(error, status));
       this.clientStatus = status;
@@ -1013,12 +1046,15 @@ export class Session implements Sink {
   /** The state is there. Repeats the open unit, or puts the transaction into the failed state, or goes on. */
   restored(login: LoginResult): void {
     const announce = this.codec.announce(login);
-    if (announce.length > 0 && this.relayLeft === 0) this.io.toClient(announce);
+    if (announce.length > 0 && !this.midFrame) this.io.toClient(announce);
     this.projectedOpen = false;
     this.guarding = false;
     this.verdict = [];
     this.unit.rearm();
     if (this.poisoned) {
+      const unanswered = this.records.filter((r) => r.status === null);
+      this.records = [];
+      this.requeue(unanswered.map((r) => ({ request: r.request, input: r.input, record: r })));
       this.fail();
       return;
     }
@@ -1086,7 +1122,10 @@ export class Session implements Sink {
   private verify(head: Pending, piece: Uint8Array): number {
     const verdict = head.verifier!.feed(piece);
     if (verdict === 'more') {
-      if (head.verifier!.satisfied && !head.replay) head.verifier = null;
+      if (head.verifier!.satisfied && !head.replay) {
+        head.verifier = null;
+        this.midFrame = false;
+      }
       return piece.length;
     }
     if (verdict === 'differs' || head.replay) {
@@ -1094,6 +1133,7 @@ export class Session implements Sink {
       return -1;
     }
     head.verifier = null;
+    this.midFrame = false;
     return verdict;
   }
 
@@ -1206,7 +1246,7 @@ export class Session implements Sink {
 
   /** A sign of life to a client that waits, where one is legal. */
   keepalive(message: string): void {
-    if (this.relayLeft > 0 || !this.waiting) return;
+    if (this.relayLeft > 0 || this.midFrame || !this.waiting) return;
     const bytes = this.codec.synthesize.keepalive(message);
     if (bytes !== null) this.io.toClient(bytes);
   }

@@ -31,7 +31,9 @@ export class ByteWindow {
     const total = left + chunk.length;
     if (!this.owned || this.end + chunk.length > this.bytes.length) {
       // Twice the size, so that many small chunks cost linear time.
-      const grown = Buffer.allocUnsafe(Math.max(total, Math.min(expected, 2 * total + 65536), this.owned ? 2 * total : 0));
+      const grown = Buffer.allocUnsafe(
+        Math.max(total, Math.min(expected, 2 * total + 65536), this.owned ? 2 * total : 0),
+      );
       grown.set(this.bytes.subarray(this.start, this.end), 0);
       this.bytes = grown;
       this.start = 0;

@@ -1,9 +1,9 @@
 import { execFile } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { existsSync } from 'node:fs';
-import { chmod, mkdir, readdir, readFile, rm, stat, symlink, writeFile } from 'node:fs/promises';
+import { chmod, mkdir, readdir, readFile, realpath, rm, stat, symlink, writeFile } from 'node:fs/promises';
 import { createRequire } from 'node:module';
-import { basename, dirname, join, relative, resolve } from 'node:path';
+import { dirname, join, relative, resolve } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import {
   cacheDir,
@@ -18,7 +18,7 @@ import {
 
 /** A usable set of PostgreSQL programs. */
 export interface Native {
-  /** The directory with bin, lib and share. */
+  /** The directory with bin, lib and share, free of symbolic links. */
   readonly dir: string;
   /** As `postgres --version` says it, e.g. '18.4'. */
   readonly version: string;
@@ -131,10 +131,14 @@ async function packageVersion(dir: string): Promise<string> {
 
 const COUNT_FILE = '.files';
 
-/** Reads how many files a cached tree should have, and says whether it still has them. */
+/** How many files a cached tree was made with. */
+async function cachedFiles(dir: string): Promise<number> {
+  return Number(await readFile(join(dir, COUNT_FILE), 'utf8').catch(() => 'NaN'));
+}
+
+/** Whether a cached tree still has all of its files. */
 async function cachedIsWhole(dir: string): Promise<boolean> {
-  const expected = Number(await readFile(join(dir, COUNT_FILE), 'utf8').catch(() => 'NaN'));
-  return expected === (await countFiles(dir).catch(() => -1)) - 1;
+  return (await cachedFiles(dir)) === (await countFiles(dir).catch(() => -1)) - 1;
 }
 
 /** Copies the programs to where the servers' user can read and run them, with links and modes set right. */
@@ -195,13 +199,13 @@ async function prepare(override?: string): Promise<Native> {
   } catch (error) {
     inPlace = { reason: (error as Error).message };
   }
-  if (inPlace.version !== undefined) return { dir: source, version: inPlace.version, user };
+  if (inPlace.version !== undefined) return { dir: await realpath(source), version: inPlace.version, user };
   const reasons = [`${source}: ${inPlace.reason}`];
   for (const root of await scratchRoots(user)) {
     try {
       const dir = await cachedCopy(source, root, user);
       const { version, reason } = await tryVersion(dir, user);
-      if (version !== undefined) return { dir, version, user };
+      if (version !== undefined) return { dir: await realpath(dir), version, user };
       reasons.push(`${dir}: ${reason}`);
     } catch (error) {
       reasons.push(`${root}: ${(error as Error).message}`);
@@ -221,11 +225,17 @@ async function initdb(native: Native, dir: string, superuser: string, args: read
   });
 }
 
+/** A data directory to copy from, and how many files a whole copy has. */
+export interface Template {
+  readonly dir: string;
+  readonly files: number;
+}
+
 /**
  * A freshly initialised, never started data directory to copy from. It is made once per version, superuser and
  * initdb arguments, and then kept.
  */
-export async function findTemplate(native: Native, superuser: string, args: readonly string[]): Promise<string> {
+export async function findTemplate(native: Native, superuser: string, args: readonly string[]): Promise<Template> {
   const [root] = await scratchRoots(native.user);
   const uid = native.user?.uid ?? process.getuid?.() ?? 0;
   const key = createHash('sha256')
@@ -233,7 +243,8 @@ export async function findTemplate(native: Native, superuser: string, args: read
     .digest('hex')
     .slice(0, 12);
   const final = join(await cacheDir(root), `data-${native.version}-${key}-${uid}`);
-  if (await cachedIsWhole(final)) return join(final, 'data');
+  const template = async () => ({ dir: join(final, 'data'), files: await cachedFiles(final) });
+  if (await cachedIsWhole(final)) return await template();
   await makeAtomically(final, cachedIsWhole, async (dir) => {
     // initdb wants to own the directory; it works in a place of its own user and the result is moved by copying.
     const scratch = await makeScratchDir(native.user);
@@ -248,10 +259,5 @@ export async function findTemplate(native: Native, superuser: string, args: read
       await rm(scratch, { recursive: true, force: true });
     }
   });
-  return join(final, 'data');
-}
-
-/** Drops a template that did not copy whole. */
-export async function dropTemplate(template: string): Promise<void> {
-  if (basename(template) === 'data') await rm(dirname(template), { recursive: true, force: true });
+  return await template();
 }

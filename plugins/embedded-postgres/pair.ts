@@ -16,8 +16,11 @@ import {
   prepareGround,
 } from './server.js';
 
-/** How the primary is ended before the standby takes over. */
-export type FailoverHow = 'kill' | 'fast' | 'immediate';
+/**
+ * What happens to the primary before the standby takes over. After 'freeze' it still believes to be the primary, and
+ * acts so once it is thawed.
+ */
+export type FailoverHow = 'kill' | 'fast' | 'immediate' | 'freeze';
 
 /** What a failover took. Times are milliseconds since the epoch, with a fraction. */
 export interface FailoverResult {
@@ -86,7 +89,7 @@ export class EmbeddedPair {
     return this.#primary;
   }
 
-  /** The other server. After a failover the old primary, which does not run until {@link rebuild}. */
+  /** The other server. After a failover the old primary, until {@link rebuild} not a standby yet. */
   get standby(): EmbeddedServer {
     return this.#standby;
   }
@@ -161,13 +164,15 @@ export class EmbeddedPair {
   async failover({ how = 'kill' }: { how?: FailoverHow } = {}): Promise<FailoverResult> {
     const old = this.#primary;
     const next = this.#standby;
-    if (!next.running) throw new Error('embedded PostgreSQL: no standby runs that could be promoted; rebuild() first');
+    if (!next.running || next.role !== 'standby')
+      throw new Error('embedded PostgreSQL: no standby runs that could be promoted; rebuild() first');
     const killedAt = now();
     if (how === 'kill') await old.kill();
+    else if (how === 'freeze') await old.freeze();
     else await old.stop(how);
     const promotedInMs = await next.promote();
     const writableAt = now();
-    old.setRole('standby');
+    if (how !== 'freeze') old.setRole('standby');
     this.#primary = next;
     this.#standby = old;
     return { promotedInMs, killedAt, writableAt };
@@ -236,9 +241,13 @@ export class EmbeddedPair {
     }
   }
 
-  /** Says whether commits wait for the standby, and waits until that holds. */
+  /**
+   * Says whether commits wait for the standby, and waits until that holds. Where no standby runs, it holds from the
+   * next {@link rebuild} on.
+   */
   async setSynchronous(on: boolean): Promise<void> {
     this.#synchronous = on;
+    if (on && (!this.#standby.running || this.#standby.role !== 'standby')) return;
     await this.#primary.setConf('synchronous_standby_names', on ? '*' : '');
     if (on) await this.waitStreaming();
   }

@@ -67,16 +67,20 @@ export function descendants(pid: number): number[] {
   return found;
 }
 
-/** Linux: the processes that work in this directory. Every process of a server does, also one that lost its parent. */
-export function processesIn(dir: string): number[] {
+/**
+ * Linux: the processes that run this program in this directory. Every process of a server does, also one that has lost
+ * its parent; somebody's shell that happens to stand there does not.
+ */
+export function processesIn(dir: string, program: string): number[] {
   if (process.platform !== 'linux') return [];
   const found: number[] = [];
   for (const name of readdirSync('/proc')) {
     if (!/^\d+$/.test(name)) continue;
     try {
-      if (readlinkSync(`/proc/${name}/cwd`) === dir && !isGone(Number(name))) found.push(Number(name));
+      if (readlinkSync(`/proc/${name}/cwd`) !== dir || readlinkSync(`/proc/${name}/exe`) !== program) continue;
+      if (!isGone(Number(name))) found.push(Number(name));
     } catch {
-      // Gone meanwhile, or somebody else's process that hides its working directory: not ours in both cases.
+      // Gone meanwhile, or somebody else's process that hides itself: not ours in both cases.
     }
   }
   return found;

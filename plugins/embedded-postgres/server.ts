@@ -4,9 +4,9 @@ import { chmod, lchown, mkdir, readFile, realpath, rename, rm, writeFile } from 
 import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { copyTree, countFiles, makeScratchDir, traversable } from './files.js';
+import { copyTree, makeScratchDir, traversable } from './files.js';
 import { newSystemIdentifier, setSystemIdentifier } from './identity.js';
-import { cleanEnv, dropTemplate, findNative, findTemplate, loadPg, type Native } from './native.js';
+import { cleanEnv, findNative, findTemplate, loadPg, type Native } from './native.js';
 import { descendants, freeSharedMemory, Guard, halt, processesIn, signal, waitGone } from './processes.js';
 
 const HOST = '127.0.0.1';
@@ -147,30 +147,29 @@ export async function prepareGround(options: EmbeddedOptions): Promise<Ground> {
   return { native, options, superuser, dir, temporary, guard: new Guard(temporary ? dir : '') };
 }
 
-/** Makes data directories that are copies of one another and of a freshly initialised cluster with its own identity. */
+/**
+ * Makes data directories that are copies of one another and of a freshly initialised cluster with its own identity.
+ * On failure nothing of them is left.
+ */
 export async function makeDataDirs(ground: Ground, names: readonly string[]): Promise<string[]> {
-  const { native, options, superuser, dir } = ground;
+  const { native, options, superuser } = ground;
+  const dirs = names.map((name) => join(ground.dir, name));
+  for (const dir of dirs) if (existsSync(dir)) throw new Error(`embedded PostgreSQL: ${dir} is there already`);
   const identifier = newSystemIdentifier();
   for (let attempt = 1; ; attempt++) {
     const template = await findTemplate(native, superuser, options.initdbArgs ?? []);
-    try {
-      const files = await countFiles(template);
-      return await Promise.all(
-        names.map(async (name) => {
-          const dataDir = join(dir, name);
-          if (attempt === 1 && existsSync(dataDir)) throw new Error(`embedded PostgreSQL: ${dataDir} is there already`);
-          const copied = await copyTree(template, dataDir, { owner: native.user });
-          if (copied !== files) throw new Error(`embedded PostgreSQL: ${template} changed under the copy`);
-          await setSystemIdentifier(dataDir, identifier);
-          return dataDir;
-        }),
-      );
-    } catch (error) {
-      // Another process may have found the cached template damaged and be replacing it.
-      if (attempt === 3 || (error as NodeJS.ErrnoException).code !== 'ENOENT') throw error;
-      await dropTemplate(template);
-      for (const name of names) await rm(join(dir, name), { recursive: true, force: true });
-    }
+    const results = await Promise.allSettled(
+      dirs.map(async (dir) => {
+        const copied = await copyTree(template.dir, dir, { owner: native.user });
+        if (copied !== template.files) throw new Error(`embedded PostgreSQL: ${template.dir} is not whole`);
+        await setSystemIdentifier(dir, identifier);
+      }),
+    );
+    const failed = results.find((result) => result.status === 'rejected');
+    if (!failed) return dirs;
+    for (const dir of dirs) await rm(dir, { recursive: true, force: true });
+    // Another process may have found the cached template damaged and be replacing it.
+    if (attempt === 3 || existsSync(join(template.dir, 'PG_VERSION'))) throw failed.reason;
   }
 }
 
@@ -240,7 +239,10 @@ export class EmbeddedServer {
     return this.#log;
   }
 
-  /** Changes what the server is for; it takes effect at the next start. */
+  /**
+   * Changes what the server is for; it takes effect at the next start. A killed primary that is started with the role
+   * 'primary' after a failover is a second primary, as after a split brain.
+   */
   setRole(role: ServerRole): void {
     this.#role = role;
   }
@@ -342,7 +344,7 @@ export class EmbeddedServer {
 
   /** Removes what a killed server leaves outside and inside of its data directory and what would hinder a start. */
   async clearLeftovers(): Promise<void> {
-    for (const pid of processesIn(this.dataDir)) {
+    for (const pid of this.#strays()) {
       signal(pid, 'SIGKILL');
       await waitGone([pid], 5000);
     }
@@ -351,6 +353,11 @@ export class EmbeddedServer {
     if (Number.isInteger(id)) await freeSharedMemory(id);
     // No process is left, so the lock is stale; but its number may belong to somebody else by now.
     await rm(join(this.dataDir, 'postmaster.pid'), { force: true });
+  }
+
+  /** Linux: processes of this server that have lost their postmaster. */
+  #strays(): number[] {
+    return processesIn(this.dataDir, join(this.#ground.native.dir, 'bin', 'postgres'));
   }
 
   /** Every process of the server, the postmaster first. The postmaster must stand still for this to be complete. */
@@ -371,7 +378,7 @@ export class EmbeddedServer {
       if (left.length > 0) throw new Error(`embedded PostgreSQL: processes ${left.join(', ')} survive SIGKILL`);
     }
     // A child that had lost its parent before.
-    for (const stray of processesIn(this.dataDir)) signal(stray, 'SIGKILL');
+    for (const stray of this.#strays()) signal(stray, 'SIGKILL');
     await this.#waitExit(10_000);
     this.#frozen = false;
   }
@@ -430,7 +437,7 @@ export class EmbeddedServer {
       throw new Error(`embedded PostgreSQL: server ${this.name} did not stop (${mode}) within ${timeoutMs} ms`);
     }
     // An immediate shutdown may leave a child behind for a moment.
-    await waitGone(processesIn(this.dataDir), 5000);
+    await waitGone(this.#strays(), 5000);
   }
 
   /** Stops and starts again. */
@@ -570,16 +577,17 @@ export function isPortTaken(error: unknown): boolean {
 export async function startServer(options: EmbeddedOptions = {}): Promise<EmbeddedServer> {
   for (let attempt = 1; ; attempt++) {
     const ground = await prepareGround(options);
+    let server: EmbeddedServer | undefined;
     try {
       const [port] = options.ports?.length ? options.ports : await freePorts(1);
       const [dataDir] = await makeDataDirs(ground, ['a']);
-      const server = new EmbeddedServer(ground, 'a', port, dataDir);
+      server = new EmbeddedServer(ground, 'a', port, dataDir);
       server.onRemoved = () => leaveGround(ground);
       await server.start();
       return server;
     } catch (error) {
-      await rm(join(ground.dir, 'a'), { recursive: true, force: true });
-      await leaveGround(ground);
+      if (server) await server.remove();
+      else await leaveGround(ground);
       if (attempt === 3 || options.ports?.length || !isPortTaken(error)) throw error;
     }
   }

@@ -12,6 +12,7 @@ const text = (bytes: Uint8Array): string => Buffer.from(bytes).toString();
 describe.each(['raw', 'stream'] as const)('running an exchange (%s)', (kind) => {
   const saved = process.env.OUTLIVE_IO;
   let listener: Listener;
+  let arrived: (wire: Wire) => void;
   let near: Wire;
   let far: Wire;
   const options: RunOptions = {
@@ -24,13 +25,11 @@ describe.each(['raw', 'stream'] as const)('running an exchange (%s)', (kind) => 
   beforeEach(async () => {
     process.env.OUTLIVE_IO = kind;
     const came = new Promise<Wire>((resolve) => {
-      listen({ host: '127.0.0.1', port: 0, onWire: resolve }).then(async (opened) => {
-        listener = opened;
-        near = await connect({ host: '127.0.0.1', port: opened.port, timeoutMs: 2000 });
-      });
+      arrived = resolve;
     });
+    listener = await listen({ host: '127.0.0.1', port: 0, onWire: (wire) => arrived(wire) });
+    near = await connect({ host: '127.0.0.1', port: listener.port, timeoutMs: 2000 });
     far = await came;
-    while (near === undefined) await sleep(1);
   });
   afterEach(async () => {
     if (saved === undefined) delete process.env.OUTLIVE_IO;

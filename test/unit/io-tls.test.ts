@@ -396,6 +396,31 @@ describe.each(['raw', 'stream'] as const)('TLS on a wire (%s)', (kind) => {
     await expect(refused).rejects.toMatchObject({ code: 'OUTLIVE_TLS_CONFIG' });
   });
 
+  it('leaves no handle behind, however a connection ends', async () => {
+    const count = (): number => process.getActiveResourcesInfo().filter((name) => name === 'TCPSocketWrap').length;
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    const before = count();
+    for (const how of ['end', 'destroy', 'reset'] as const) {
+      for (let i = 0; i < 10; i++) {
+        const [near, far] = await pair();
+        await Promise.all([near.startTls(client('require')), far.startTls({ side: 'server', tls: server })]);
+        const closes = [near, far].map(
+          (wire) =>
+            new Promise((resolve) => {
+              wire.onClose = resolve;
+            }),
+        );
+        far.resume();
+        near[how]();
+        const errors = await Promise.all(closes);
+        expect(errors).toEqual([null, how === 'reset' ? expect.objectContaining({ code: 'ECONNRESET' }) : null]);
+      }
+    }
+    ends = [];
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    expect(count()).toBeLessThanOrEqual(before);
+  });
+
   it('leaves a closed connection alone', async () => {
     const [near, far] = await pair();
     near.destroy();

@@ -1072,6 +1072,14 @@ describe('resolve', () => {
     expect(outcome({ ...twin, history: '1\t0/1000\tx' }, undefined, late)).toBe('committed');
   });
 
+  it('does not measure by the timeline of facts from before the promotion', () => {
+    const early = { ...ORIGIN, recovery: true };
+    const now = { ...PROMOTED, timeline: 3, history: '1\t0/1000\tx\n2\t0/3000\tx' };
+    expect(outcome({ ...now, status: 'committed' }, undefined, early)).toBe('unknown');
+    expect(outcome({ ...now, status: 'aborted' }, undefined, early)).toBe('not-committed');
+    expect(outcome({ ...now, instance: ORIGIN.instance, status: 'committed' }, undefined, early)).toBe('committed');
+  });
+
   it('does not put a broken token into a query', () => {
     const token = { token: { xid: "1'; drop table x", lsn: '0/1' }, position: 1n };
     expect(ask(resolve(token, factsOf(ORIGIN), factsOf(ORIGIN)), () => [])).toBe('unknown');

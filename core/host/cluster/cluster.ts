@@ -287,7 +287,7 @@ export class Cluster {
             await this.#lookAgain(node);
           }
         }
-        if (login !== null && login.ok) {
+        if (login?.ok) {
           if (!passThrough) this.#spares.given(identity, startup, login.wire);
           return this.#hand(node, login, false);
         }
@@ -319,6 +319,7 @@ export class Cluster {
     node.served = this.#incarnation;
     const { state: server } = node;
     const facts = server.firstFacts;
+    if (facts !== null && !isSure(node, facts, since)) node.monitor!.confirm();
     const origin = facts === null ? null : { server, facts, backendId: login.backendId, since };
     return { wire, rest, login, server, origin, spare };
   }
@@ -420,12 +421,13 @@ export class Cluster {
   async #outcome(token: OutcomeToken, { server, facts, since }: Origin, node: Node, signal: AbortSignal) {
     const { resolve } = this.#codec;
     const present = node.state.firstFacts!;
-    const ask = (origin: ServerFacts) => this.#ask(node, () => resolve!.call(this.#codec, token, origin, present), signal);
+    const ask = (origin: ServerFacts) =>
+      this.#ask(node, () => resolve!.call(this.#codec, token, origin, present), signal);
     const outcome = await ask(facts);
     // The server may have been restarted just before the login, and the monitor not have seen it yet: then the connection was to
     // the present life, and not to the one that the facts are of. No telling which: the answer must hold for both.
-    const unsure = since !== undefined && (node.eras.get(keyOf(server.name, facts)) ?? since) < since;
-    if (server !== node.state || !unsure || keyOf(server.name, facts) === keyOf(server.name, present)) return outcome;
+    const unsure = since !== undefined && !isSure(node, facts, since);
+    if (server !== node.state || !unsure || sameLife(node, { server, facts })) return outcome;
     return (await ask(present)) === outcome ? outcome : 'unknown';
   }
 
@@ -848,7 +850,10 @@ export class Cluster {
     const wait = deadline - this.#outside.now();
     if (wait <= 0) controller.abort(late());
     else if (wait <= MAX_TIMER_MS) listeners.push(this.#outside.after(wait, () => controller.abort(late())));
-    return { signal: controller.signal, release: () => listeners.forEach((release) => release()) };
+    const release = (): void => {
+      for (const each of listeners) each();
+    };
+    return { signal: controller.signal, release };
   }
 }
 
@@ -891,7 +896,12 @@ function keyOf(server: string, facts: ServerFacts): string {
   return `${server}/${facts.instance}/${facts.timeline}`;
 }
 
-function sameLife(node: Node, { server, facts }: Origin): boolean {
+/** Whether the server was seen in that life after the connection was made, so that the connection is to this life. */
+function isSure(node: Node, facts: ServerFacts, since: number): boolean {
+  return (node.eras.get(keyOf(node.state.name, facts)) ?? Number.NEGATIVE_INFINITY) >= since;
+}
+
+function sameLife(node: Node, { server, facts }: Pick<Origin, 'server' | 'facts'>): boolean {
   return node.state === server && incarnationOf(node) === keyOf(server.name, facts);
 }
 

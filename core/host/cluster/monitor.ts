@@ -24,6 +24,8 @@ export interface MonitorOptions {
   readonly onSighting: (sighting: Sighting, began: number) => void;
 }
 
+/** Probes that confirm what is known are at least this far apart. */
+const CONFIRM_MS = 20;
 /** A connection that is lost sooner than this after its login is not replaced at once: a server could end each one like that. */
 const YOUNG_MS = 50;
 
@@ -45,6 +47,7 @@ export class Monitor {
   /** The round that begins when the running one is over. */
   #next: { fresh: boolean; done: Promise<Sighting> } | null = null;
   #cancelTimer: (() => void) | null = null;
+  #cancelConfirm: (() => void) | null = null;
   #lastBegan = Number.NEGATIVE_INFINITY;
 
   constructor(options: MonitorOptions) {
@@ -60,7 +63,7 @@ export class Monitor {
   async stop(): Promise<void> {
     this.#stop.abort();
     this.#cancelTimer?.();
-    this.#cancelTimer = null;
+    this.#cancelConfirm?.();
     this.#drop();
     await this.#running;
   }
@@ -89,6 +92,16 @@ export class Monitor {
   /** Takes a changed pace into account now instead of after the next probe. */
   hurry(): void {
     if (this.#running === null && !this.#stop.signal.aborted) this.#schedule();
+  }
+
+  /** Has what is known confirmed by a probe that begins after this call, soon and not too often. */
+  confirm(): void {
+    if (this.#cancelConfirm !== null || this.#stop.signal.aborted) return;
+    const { outside } = this.#options;
+    this.#cancelConfirm = outside.after(Math.max(0, this.#lastBegan + CONFIRM_MS - outside.now()), () => {
+      this.#cancelConfirm = null;
+      void this.probe(false);
+    });
   }
 
   #begin(fresh: boolean): Promise<Sighting> {

@@ -193,7 +193,9 @@ export class Spares {
       const has = held(other);
       if (has > most) [richest, most] = [other, has];
     }
-    const victim = [...(richest?.held.values() ?? [])].reduce<Held[]>((a, b) => (b.length > a.length ? b : a), []).at(-1);
+    const victim = [...(richest?.held.values() ?? [])]
+      .reduce<Held[]>((a, b) => (b.length > a.length ? b : a), [])
+      .at(-1);
     if (victim === undefined) return false;
     this.#drop(victim);
     return true;
@@ -216,7 +218,8 @@ export class Spares {
       }
     } catch (error) {
       this.#notBefore.set(host, outside.now() + FAILED_MS);
-      if (!signal.aborted) log.debug({ server: host.config.name, code: codeOf(error) }, 'no spare session could be had');
+      if (!signal.aborted)
+        log.debug({ server: host.config.name, code: codeOf(error) }, 'no spare session could be had');
     } finally {
       bump(this.#busy, host, -1);
       bump(owner.filling, host, -1);
@@ -306,7 +309,9 @@ function bump(map: Map<SpareHost, number>, host: SpareHost, by: number): void {
 
 /** Sessions with equal keys can stand in for each other at login. The key gives no secret away. */
 function keyOf(identity: Identity, startup: unknown): string {
-  return createHash('sha256').update(canonical([identity, startup])).digest('base64');
+  return createHash('sha256')
+    .update(canonical([identity, startup]))
+    .digest('base64');
 }
 
 /** Plain data as a text that is equal for equal data, whatever the order of keys. */

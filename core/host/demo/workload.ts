@@ -1,5 +1,5 @@
 import { setTimeout as sleep } from 'node:timers/promises';
-import type { Client as PgClient, ClientConfig } from 'pg';
+import type { ClientConfig, Client as PgClient } from 'pg';
 import type { Answer, Claim, Entry } from './ledger.js';
 
 /** What clients do; each kind is one transaction. */
@@ -22,7 +22,9 @@ export type Kind =
 /** How a workload is made. */
 export interface WorkloadOptions {
   /** The `pg` package's Client. */
-  readonly Client: new (config: ClientConfig) => PgClient;
+  readonly Client: new (
+    config: ClientConfig,
+  ) => PgClient;
   /** Where clients connect to. */
   readonly connection: ClientConfig;
   readonly clients: number;
@@ -134,12 +136,18 @@ export class Workload {
       for (const each of this.#clients) if (each.waitingSince !== null && each.waitingSince < limit) each.giveUp();
     }, 200);
     this.#running = this.#clients.map((each) => each.run());
+    // A defect of this program shows up in stop(), not as an unhandled rejection in the middle of something else.
+    for (const each of this.#running) each.catch(() => {});
   }
 
-  /** Lets every client finish its transaction, then disconnects. Clients that wait in vain give up after their patience. */
-  async stop(): Promise<void> {
+  /** Lets every client finish its transaction, then disconnects; the connections of those that take longer are broken. */
+  async stop(timeoutMs: number): Promise<void> {
     this.stopping = true;
+    const late = setTimeout(() => {
+      for (const each of this.#clients) each.giveUp();
+    }, timeoutMs);
     await Promise.all(this.#running);
+    clearTimeout(late);
     clearInterval(this.#watch);
   }
 
@@ -159,12 +167,13 @@ export class Workload {
   }
 
   /** Begins to look at what a failover does to clients. Call before it; the result answers after it. */
-  watchFailover(): (writableAt: number, timeoutMs: number) => Promise<Settled> {
+  watchFailover(): (writableAt: number, timeoutMs: number, signal?: AbortSignal) => Promise<Settled> {
     for (const each of this.#clients) each.answers = [];
-    return async (writableAt, timeoutMs) => {
+    return async (writableAt, timeoutMs, signal) => {
       const first = (each: Teller) => each.answers?.find(({ answered }) => answered > writableAt);
       const deadline = now() + timeoutMs;
-      while (this.#clients.some((each) => first(each) === undefined) && now() < deadline) await sleep(2);
+      const waits = () => this.#clients.some((each) => first(each) === undefined);
+      while (waits() && now() < deadline && !signal?.aborted) await sleep(2);
       const pauses: number[] = [];
       const silent: number[] = [];
       for (const each of this.#clients) {
@@ -357,7 +366,10 @@ class Teller {
 
   /** Reads the own account, and at times the own history, and compares. The first look after a doubt only learns. */
   async #look(sql: string, entry: Entry | null): Promise<void> {
-    const balance = await this.#ask({ name: sql === SQL.lock ? 'lock' : 'own', text: sql, values: [this.#account] }, entry);
+    const balance = await this.#ask(
+      { name: sql === SQL.lock ? 'lock' : 'own', text: sql, values: [this.#account] },
+      entry,
+    );
     const shown = Number(balance[0]?.balance);
     if (this.#balance !== null && shown !== this.#balance) this.#wrong('balance', this.#balance, shown);
     this.#balance = shown;
@@ -398,7 +410,11 @@ class Teller {
     }
   }
 
-  async #send(query: { name?: string; text: string; values?: unknown[] }): Promise<{ rows: Record<string, unknown>[] }> {
+  async #send(query: {
+    name?: string;
+    text: string;
+    values?: unknown[];
+  }): Promise<{ rows: Record<string, unknown>[] }> {
     const sent = now();
     const pg = this.#pg!;
     this.waitingSince = sent;
