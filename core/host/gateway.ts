@@ -139,11 +139,15 @@ class RunningGateway implements Gateway {
     const doors = this.doors.filter((door) => door.config.cluster === config.name);
     switch (event.type) {
       case 'server-silent':
-        for (const door of doors)
-          door.forEach((host) => host.server === event.server && host.owes && host.serverVoid());
+        // A session that waits for nothing loses nothing by staying: perhaps the server comes back.
+        for (const host of doors.flatMap((door) => door.sessions)) {
+          if (host.server === event.server && host.owes) host.serverVoid();
+        }
         break;
       case 'superseded':
-        for (const door of doors) door.forEach((host) => host.server === event.server && host.serverVoid());
+        for (const host of doors.flatMap((door) => door.sessions)) {
+          if (host.server === event.server) host.serverVoid();
+        }
         break;
       case 'lost-commits':
         for (const door of doors) if (door.config.failover.lostCommit === 'stop') door.stopForLostCommits();
@@ -257,15 +261,17 @@ class Door {
     wire.end(this.codec.refuse({ code, kind, message }));
   }
 
-  forEach(visit: (host: SessionHost) => void): void {
-    for (const host of [...this.hosts]) visit(host);
+  /** The sessions of this moment. */
+  get sessions(): SessionHost[] {
+    return [...this.hosts];
   }
 
   /** Commits that clients were told of are gone: the policy is that nobody goes on as if they were there. */
   stopForLostCommits(): void {
     this.stopped = `listener ${this.config.name} stopped: commits that were acknowledged are missing on the promoted server (failover.lostCommit is stop)`;
     this.log.error({ code: 'OUTLIVE_LOST_COMMITS', listener: this.config.name }, this.stopped);
-    this.forEach((host) => host.fatal({ code: 'OUTLIVE_LOST_COMMITS', kind: 'refused', message: this.stopped! }));
+    for (const host of this.sessions)
+      host.fatal({ code: 'OUTLIVE_LOST_COMMITS', kind: 'refused', message: this.stopped! });
   }
 
   status(): object {
@@ -276,9 +282,8 @@ class Door {
 
   async close(): Promise<void> {
     await this.listener?.close();
-    this.forEach((host) =>
-      host.fatal({ code: 'OUTLIVE_STOPPING', kind: 'unavailable', message: 'the gateway is being stopped' }),
-    );
+    for (const host of this.sessions)
+      host.fatal({ code: 'OUTLIVE_STOPPING', kind: 'unavailable', message: 'the gateway is being stopped' });
     const until = now() + STOP_MS;
     while (this.hosts.size > 0 && now() < until) await new Promise((resolve) => setTimeout(resolve, 5));
   }
