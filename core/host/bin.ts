@@ -20,7 +20,7 @@ const io: Io = {
     }),
 };
 
-const gateway = './gateway.js';
+
 const demo = './demo/index.js';
 const parts: Parts = { gateway: () => import(gateway), demo: () => import(demo) };
 

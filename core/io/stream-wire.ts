@@ -144,9 +144,10 @@ export class StreamWire implements Wire {
   reset(): void {
     this.#open = false;
     this.#wantsDrain = false;
-    // A TLS socket cannot be reset itself; the one beneath it can.
-    if (!this.#socket.destroyed) this.#plain.resetAndDestroy();
+    // A TLS socket cannot be reset, and resetting the one beneath it brings the process down. It is cut off instead,
+    // without TLS's own good-bye, which tells the peer the same.
     if (this.#socket !== this.#plain) this.#socket.destroy();
+    else if (!this.#socket.destroyed) this.#socket.resetAndDestroy();
   }
 
   async startTls(options: StartTls): Promise<TlsFacts> {

@@ -299,6 +299,7 @@ describe('a cluster on real servers', () => {
     // A crash of one backend makes the server restart all others: another life of the same postmaster.
     const crashed = await acquire();
     const lost = await write(crashed, t);
+    await sleep(50);
     process.kill(Number(crashed.login.backendId), 'SIGKILL');
     expect(await cluster.resolve(lost, crashed.origin!, deadline())).toBe('not-committed');
     expect(await cluster.resolve(yes, done.origin!, deadline())).toBe('committed');

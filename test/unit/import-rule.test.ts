@@ -11,7 +11,7 @@ const ROOMS: Record<string, readonly string[]> = {
   contract: [],
   stream: ['contract'],
   journal: ['contract', 'stream'],
-  session: ['contract', 'stream'],
+  session: ['contract', 'stream', 'journal'],
   recovery: ['contract', 'stream', 'journal', 'session'],
   io: ['contract', 'recovery/exchange'],
   host: ['contract', 'stream', 'journal', 'session', 'recovery', 'io'],

@@ -74,6 +74,10 @@ interface Node {
   served: string | null;
   /** Its latest incarnations, and when the latest probe began that showed it in each. */
   readonly eras: Map<string, number>;
+  /** When the latest probe began that it answered by saying that it was going down or starting up ... */
+  closedAt: number;
+  /** ... and the same as it stood when the present incarnation was first seen. */
+  bornAfter: number;
   /** The code of the monitor's latest refusal, so that it is logged once. */
   refusedAs: string | null;
 }
@@ -178,6 +182,8 @@ export class Cluster {
       cancelSilence: null,
       served: null,
       eras: new Map(),
+      closedAt: Number.NEGATIVE_INFINITY,
+      bornAfter: Number.NEGATIVE_INFINITY,
       refusedAs: null,
     };
     return node;
@@ -425,8 +431,9 @@ export class Cluster {
       this.#ask(node, () => resolve!.call(this.#codec, token, origin, present), signal);
     const outcome = await ask(facts);
     // The server may have been restarted just before the login, and the monitor not have seen it yet: then the connection was to
-    // the present life, and not to the one that the facts are of. No telling which: the answer must hold for both.
-    const unsure = since !== undefined && !isSure(node, facts, since);
+    // the present life, and not to the one that the facts are of; unless it said after the login that it was closed, and so began the
+    // present life later. Where there is no telling which, the answer must hold for both.
+    const unsure = since !== undefined && !isSure(node, facts, since) && node.bornAfter < since;
     if (server !== node.state || !unsure || sameLife(node, { server, facts })) return outcome;
     return (await ask(present)) === outcome ? outcome : 'unknown';
   }
@@ -562,6 +569,7 @@ export class Cluster {
     const now = this.#outside.now();
     const server = state.name;
     if (sighting.kind === 'failed') {
+      if (sighting.closed) node.closedAt = began;
       node.failures++;
       node.unreachableSince ??= began;
       if (state.reachable || (state.lastSeen < 0 && node.failures === 1)) {
@@ -589,6 +597,7 @@ export class Cluster {
       // A standby that is being promoted tells its new timeline while it is still a standby.
       if (first === null || first.role !== facts.role || keyOf(server, first) !== keyOf(server, facts)) {
         state.firstFacts = facts;
+        node.bornAfter = node.closedAt;
       }
       remember(node.eras, keyOf(server, facts), began);
       state.facts = facts;

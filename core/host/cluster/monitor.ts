@@ -9,7 +9,8 @@ export type Sighting =
   | { readonly kind: 'facts'; readonly facts: ServerFacts }
   /** It answers, but does not let the monitor in: alive, and nothing is known of it. */
   | { readonly kind: 'refused'; readonly error: ServerError }
-  | { readonly kind: 'failed'; readonly code: string };
+  /** No answer; or, when `closed` is set, its own word that it is going down or starting up. */
+  | { readonly kind: 'failed'; readonly code: string; readonly closed: boolean };
 
 export interface MonitorOptions {
   readonly server: ServerConfig;
@@ -25,12 +26,12 @@ export interface MonitorOptions {
 }
 
 /** Probes that confirm what is known are at least this far apart. */
-const CONFIRM_MS = 20;
+const CONFIRM_MS = 5;
 /** A connection that is lost sooner than this after its login is not replaced at once: a server could end each one like that. */
 const YOUNG_MS = 50;
 
 const EMPTY = new Uint8Array(0);
-const STOPPED: Sighting = { kind: 'failed', code: 'stopped' };
+const STOPPED: Sighting = { kind: 'failed', code: 'stopped', closed: false };
 
 /**
  * Watches one server over a connection of its own. Probes follow each other at a steady pace; in between they can be asked for,
@@ -163,7 +164,7 @@ export class Monitor {
       return { kind: 'facts', facts: done.result };
     } catch (error) {
       wire.destroy();
-      return { kind: 'failed', code: codeOf(error) };
+      return { kind: 'failed', code: codeOf(error), closed: false };
     }
   }
 
@@ -174,12 +175,14 @@ export class Monitor {
     try {
       const login = await logIn(outside, { codec, server, identity: identity(), startup: null, timeoutMs, signal });
       if (!login.ok) {
-        return isGone(login) ? { kind: 'failed', code: login.error.code } : { kind: 'refused', error: login.error };
+        return isGone(login)
+          ? { kind: 'failed', code: login.error.code, closed: true }
+          : { kind: 'refused', error: login.error };
       }
       this.#wireSince = outside.now();
       return await this.#probeOver(login.wire, login.rest);
     } catch (error) {
-      return { kind: 'failed', code: codeOf(error) };
+      return { kind: 'failed', code: codeOf(error), closed: false };
     }
   }
 

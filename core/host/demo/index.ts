@@ -72,7 +72,7 @@ async function perform(options: DemoOptions, progress: Progress, signal: AbortSi
   let workload: Workload | null = null;
   try {
     await createLedger((sql) => pair.primary.query(sql), accountsFor(clients));
-    gateway = await startGateway(configure(pair, clients), { log: keep(messages) });
+    gateway = await startGateway(configureDemo(pair, clients), { log: keep(messages) });
     const { port } = gateway.listeners[0];
     progress.line(
       `PostgreSQL ${pair.primary.version}: primary on port ${pair.primary.port}, synchronous standby on ${pair.standby.port}; ` +
@@ -83,7 +83,7 @@ async function perform(options: DemoOptions, progress: Progress, signal: AbortSi
       Client,
       connection: { host: '127.0.0.1', port, user: 'postgres', database: 'postgres', ssl: false },
       clients,
-      kinds: { transfer: 6, autocommit: 1, note: 1, browse: 1 },
+      kinds: { transfer: 6, autocommit: 1, note: 1, browse: 1, savepoint: 1, abandon: 1 },
       random: Math.random,
       // Two cores carry the servers, the gateway and the clients: more clients ask less often.
       think: { inside: 150 * slower, between: 60 * slower },
@@ -201,7 +201,8 @@ async function startServers(clients: number): Promise<{ pair: Pair; Client: new 
   }
 }
 
-function configure(pair: Pair, clients: number): Config {
+/** The configuration of a gateway in front of an embedded pair, with a warm spare for each of so many clients. */
+export function configureDemo(pair: Pair, clients: number): Config {
   const server = ({ name, host, port }: Pair['primary']) => ({ name, host, port, tls: 'off' as const });
   return normalizeConfig({
     listeners: [
