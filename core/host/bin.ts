@@ -20,8 +20,6 @@ const io: Io = {
     }),
 };
 
-
-const demo = './demo/index.js';
-const parts: Parts = { gateway: () => import(gateway), demo: () => import(demo) };
+const parts: Parts = { gateway: () => import('./gateway.js'), demo: () => import('./demo/index.js') };
 
 process.exitCode = await main(process.argv.slice(2), io, parts);

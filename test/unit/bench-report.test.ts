@@ -194,7 +194,7 @@ describe('configurations of peers', () => {
   it('gives Outlive a configuration that it accepts', async () => {
     const two = [...options.servers, { host: '127.0.0.1', port: 5556 }];
     const text = outliveConfig({ ...options, servers: two, spares: 50, monitorUser: 'm' }, 6002);
-    const config = normalizeConfig(parse(text), { baseDir: '.', env: {} });
+    const config = normalizeConfig(parse(text), '.', {});
     expect(config.clusters[0].servers.map(({ name, port }) => [name, port])).toEqual([
       ['a', 5555],
       ['b', 5556],

@@ -1,7 +1,7 @@
 import { type Codec, CodedError, type Exchange, type Identity } from '../../contract/index.js';
 import type { Wire } from '../../io/wire.js';
 import type { ServerConfig } from '../config/index.js';
-import { logIn } from './login.js';
+import { isGone, logIn } from './login.js';
 import { FIRST, Turns } from './logins.js';
 import { detach } from './monitor.js';
 import type { Outside } from './outside.js';
@@ -80,7 +80,9 @@ export class OwnConnections {
       logIn(outside, { codec, server, identity: identity(), startup: null, timeoutMs: left(), signal }),
     );
     if (login.ok) return over(login.wire, login.rest);
-    throw monitorRefused(server.name, login.error.code);
+    if (!isGone(login)) throw monitorRefused(server.name, login.error.code);
+    const message = `server ${server.name} starts up or goes down (${login.error.code})`;
+    throw new CodedError('OUTLIVE_SERVER_CLOSED', 'server', message);
   }
 
   #keep(wire: Wire, rest: Uint8Array): void {
