@@ -12,8 +12,10 @@ import {
 } from '../../contract/index.js';
 import type { ClusterConfig, ServerConfig } from '../config/index.js';
 import type { Stats } from '../metrics.js';
+import { Actions } from './actions.js';
 import { AcknowledgedCommits } from './commits.js';
-import { type Decision, decide, elect, type Refusal, type Seen, type Standing } from './decide.js';
+import { elect, type Refusal, type Seen, type Standing } from './decide.js';
+import { incarnation, remember } from './incarnation.js';
 import { Learned } from './learned.js';
 import { codeOf, isGone, type LoggedIn, logIn } from './login.js';
 import { Turns } from './logins.js';
@@ -30,6 +32,7 @@ import {
   type Origin,
   type ServerState,
 } from './types.js';
+import { backoff, type Limit, limit, sleep } from './waits.js';
 
 export interface ClusterOptions {
   readonly config: ClusterConfig;
@@ -47,16 +50,13 @@ export interface ClusterOptions {
 type SwitchPoints = { switchPoint?(server: ServerFacts, timeline: number): bigint | null };
 
 /** How often servers are probed while sessions wait for one: over a connection at hand, and where each probe needs a login. */
-const FAST_MS = 20;
+const FAST_MS = 10;
 const FAST_LOGIN_MS = 50;
-/** Waits after failed attempts: from, to. */
-const BACKOFF_MS = 10;
-const MAX_BACKOFF_MS = 200;
+/** A failover that takes longer than this is in the hands of people: no need to hurry so much. */
+const LONG_OUTAGE_MS = 10_000;
 const LOGIN_TIMEOUT_MS = 10_000;
 /** For a cancel, and for servers that are not monitored. */
 const SHORT_TIMEOUT_MS = 5000;
-/** Longer times are no times for a timer. */
-const MAX_TIMER_MS = 2 ** 31 - 1;
 
 interface Node {
   readonly config: ServerConfig;
@@ -82,12 +82,6 @@ interface Node {
   refusedAs: string | null;
 }
 
-/** A wait that ends at a deadline, at the caller's will, or when the cluster stops. */
-interface Limit {
-  readonly signal: AbortSignal;
-  release(): void;
-}
-
 /**
  * The servers behind listeners: knows which one takes writes, opens connections to it, and settles what became of commits when
  * it was lost.
@@ -99,7 +93,6 @@ export class Cluster {
   readonly #log: Log;
   readonly #stats: Stats;
   readonly #outside: Outside;
-  readonly #plugins: ClusterOptions['plugins'];
   readonly #nodes: readonly Node[];
   /** Without a monitor nothing is known of the servers: the first that can be logged in to is taken for writable. */
   readonly #blind: boolean;
@@ -109,7 +102,7 @@ export class Cluster {
   readonly #spares: Spares;
   readonly #learned: Learned;
   readonly #commits = new AcknowledgedCommits();
-  readonly #fences = new Map<string, Fence>();
+  readonly #actions: Actions;
 
   #begun = false;
   #standing: Standing = { system: null, timeline: 0, primary: null };
@@ -118,12 +111,9 @@ export class Cluster {
   #incarnation: string | null = null;
   /** Aborted when the writable server ceases to be it: logins under way there are in vain. */
   #tenure = new AbortController();
+  /** When the writable server was lost. */
+  #lostAt = Number.NEGATIVE_INFINITY;
   #tickets = 0;
-  /** A fence or promotion is under way. */
-  #acting = false;
-  #lastOrder: { at: number; failed: boolean } | null = null;
-  #lastWhy = '';
-  #cancelDecision: (() => void) | null = null;
 
   constructor(options: ClusterOptions) {
     const { config, codec, log, stats } = options;
@@ -132,7 +122,6 @@ export class Cluster {
     this.#codec = codec;
     this.#log = log;
     this.#stats = stats;
-    this.#plugins = options.plugins;
     // Each wait listens to it.
     setMaxListeners(0, this.#stopping.signal);
     const outside = (this.#outside = options.outside ?? outsideWorld(options.now));
@@ -140,6 +129,19 @@ export class Cluster {
     this.#nodes = config.servers.map((server) => this.#node(server));
     const { perIdentity, total } = config.spares;
     this.#spares = new Spares({ codec, outside, log, perIdentity: this.#blind ? 0 : perIdentity, total });
+    this.#actions = new Actions({
+      cluster: config.name,
+      promotion: config.promotion,
+      plugins: options.plugins,
+      outside,
+      log,
+      signal: this.#stopping.signal,
+      server: (name) => this.#nodeNamed(name).state,
+      view: () => ({ seen: this.#seen(), standing: this.#standing, writable: this.#writable?.state.name ?? null }),
+      onAct: () => {
+        for (const { monitor } of this.#nodes) void monitor?.probe(false);
+      },
+    });
     this.#learned = new Learned(() => outside.now());
     if (this.#blind) this.#writable = this.#nodes[0];
   }
@@ -202,7 +204,6 @@ export class Cluster {
   /** Ends all waits with OUTLIVE_STOPPING and closes the cluster's own connections. Those that were handed out go on. */
   async stop(): Promise<void> {
     this.#stopping.abort(new CodedError('OUTLIVE_STOPPING', 'gateway', 'the gateway stops'));
-    this.#cancelDecision?.();
     this.#spares.stop();
     for (const node of this.#nodes) {
       node.cancelSilence?.();
@@ -271,22 +272,22 @@ export class Cluster {
     const { identity, startup, passThrough = false } = request;
     const ticket = ++this.#tickets;
     let refusal: LoginRefused | null = null;
-    const limit = this.#limit(request.deadline, request.signal, () => refusal ?? this.#noWritableServer());
+    const within = this.#limit(request.deadline, [request.signal], () => refusal ?? this.#noWritableServer());
     try {
       for (let failures = 0; ; ) {
-        const node = this.#writable ?? (await this.#present(limit.signal));
-        limit.signal.throwIfAborted();
+        const node = this.#writable ?? (await this.#present(within.signal));
+        within.signal.throwIfAborted();
         if (!passThrough) {
           const spare = this.#spares.take(node, identity, startup);
           if (spare !== null) return this.#hand(node, spare, true);
         }
         const tenure = this.#tenure.signal;
-        const signal = AbortSignal.any([limit.signal, tenure]);
+        const signal = AbortSignal.any([within.signal, tenure]);
         let login: Awaited<ReturnType<typeof logIn>> | null = null;
         try {
           login = await node.logins.run(ticket, signal, () => this.#logIn(node, identity, startup, signal));
         } catch (error) {
-          if (limit.signal.aborted) throw error;
+          if (within.signal.aborted) throw error;
           if (!tenure.aborted) {
             this.#stats.count(this.#stats.logins, 'failed');
             this.#log.debug({ server: node.state.name, code: codeOf(error) }, 'a login failed');
@@ -305,13 +306,13 @@ export class Cluster {
           if (isGone(login)) await this.#lookAgain(node);
           else refusal = new LoginRefused(node.state.name, login);
         }
-        if (this.#writable === node && !tenure.aborted) await this.#sleep(backoff(failures++), limit.signal);
+        if (this.#writable === node && !tenure.aborted) await sleep(this.#outside, backoff(failures++), within.signal);
         else failures = 0;
       }
     } catch (error) {
-      throw limit.signal.aborted ? limit.signal.reason : error;
+      throw within.signal.aborted ? within.signal.reason : error;
     } finally {
-      limit.release();
+      within.release();
     }
   }
 
@@ -399,28 +400,28 @@ export class Cluster {
     deadline: number,
   ): Promise<'committed' | 'not-committed' | 'unknown'> {
     if (this.#blind || this.#codec.resolve === undefined) return 'unknown';
-    const limit = this.#limit(deadline, null, () => this.#noWritableServer());
+    const within = this.#limit(deadline);
     try {
       for (let failures = 0; ; failures++) {
-        if (failures > 0) await this.#sleep(backoff(failures - 1), limit.signal);
-        const node = this.#writable ?? (await this.#present(limit.signal));
-        const signal = AbortSignal.any([limit.signal, this.#tenure.signal]);
+        if (failures > 0) await sleep(this.#outside, backoff(failures - 1), within.signal);
+        const node = this.#writable ?? (await this.#present(within.signal));
+        const signal = AbortSignal.any([within.signal, this.#tenure.signal]);
         try {
           if (!(await this.#disarm(origin, node, signal))) continue;
           const outcome = await this.#outcome(token, origin, node, signal);
           if (outcome !== 'wait') return outcome;
           if (sameLife(node, origin)) await this.#terminate(node, origin.backendId, signal);
         } catch (error) {
-          limit.signal.throwIfAborted();
+          within.signal.throwIfAborted();
           this.#log.debug({ server: node.state.name, code: codeOf(error) }, 'an outcome could not be asked for');
           if (this.#writable === node) await node.monitor!.probe(true);
         }
       }
     } catch (error) {
-      if (!limit.signal.aborted) throw error;
+      if (!within.signal.aborted) throw error;
       return 'unknown';
     } finally {
-      limit.release();
+      within.release();
     }
   }
 
@@ -445,7 +446,7 @@ export class Cluster {
     if (node.state === origin.server) return true;
     // It has come back under the new primary: what it was before is over.
     if (origin.server.reachable && origin.server.facts?.role === 'standby') return true;
-    return this.#fence(origin.server, origin.facts, signal);
+    return this.#actions.fence(origin.server, origin.facts, signal);
   }
 
   /** Ends a server session. True when it is gone. */
@@ -510,13 +511,8 @@ export class Cluster {
   }
 
   /** Runs an exchange as the monitor on a server, by name. It may be run twice when a connection breaks. */
-  ask<R>(server: string, exchange: () => Exchange<R>): Promise<R> {
-    const node = this.#nodes.find(({ state }) => state.name === server);
-    if (node === undefined) {
-      const message = `cluster ${this.name} has no server ${server}`;
-      return Promise.reject(new CodedError('OUTLIVE_UNKNOWN_SERVER', 'plugin', message));
-    }
-    return this.#ask(node, exchange, this.#stopping.signal);
+  async ask<R>(server: string, exchange: () => Exchange<R>): Promise<R> {
+    return this.#ask(this.#nodeNamed(server), exchange, this.#stopping.signal);
   }
 
   /** Asks the writable server for a user's secret with a query, as the monitor. */
@@ -527,14 +523,14 @@ export class Cluster {
       throw new CodedError('OUTLIVE_LOOKUP_UNSUPPORTED', 'config', message);
     }
     const deadline = this.#outside.now() + LOGIN_TIMEOUT_MS;
-    const limit = this.#limit(deadline, null, () => this.#noWritableServer());
+    const within = this.#limit(deadline);
     try {
-      const node = this.#writable ?? (await this.#present(limit.signal));
-      return await this.#ask(node, () => lookup.call(this.#codec, query, user), limit.signal);
+      const node = this.#writable ?? (await this.#present(within.signal));
+      return await this.#ask(node, () => lookup.call(this.#codec, query, user), within.signal);
     } catch (error) {
-      throw limit.signal.aborted ? limit.signal.reason : error;
+      throw within.signal.aborted ? within.signal.reason : error;
     } finally {
-      limit.release();
+      within.release();
     }
   }
 
@@ -556,8 +552,9 @@ export class Cluster {
   /** Probes follow each other fast while somebody waits for what they bring. */
   #pace(connected: boolean): number {
     const { interval } = this.#config.monitor!;
-    if (this.#writable !== null || (this.#waiting.size === 0 && !this.#acting)) return interval;
-    return Math.min(interval, connected ? FAST_MS : FAST_LOGIN_MS);
+    if (this.#writable !== null || (this.#waiting.size === 0 && !this.#actions.acting)) return interval;
+    const fast = connected && this.#outside.now() - this.#lostAt < LONG_OUTAGE_MS ? FAST_MS : FAST_LOGIN_MS;
+    return Math.min(interval, fast);
   }
 
   #hurry(): void {
@@ -595,11 +592,11 @@ export class Cluster {
       }
       const first = state.firstFacts;
       // A standby that is being promoted tells its new timeline while it is still a standby.
-      if (first === null || first.role !== facts.role || keyOf(server, first) !== keyOf(server, facts)) {
+      if (first === null || first.role !== facts.role || incarnation(server, first) !== incarnation(server, facts)) {
         state.firstFacts = facts;
         node.bornAfter = node.closedAt;
       }
-      remember(node.eras, keyOf(server, facts), began);
+      remember(node.eras, incarnation(server, facts), began);
       state.facts = facts;
       state.reachable = true;
       state.lastSeen = now;
@@ -640,7 +637,7 @@ export class Cluster {
       ({ state, refusal }) => state.reachable && refusal === null && state.facts?.role === 'standby',
     );
     this.#spares.place(this.#writable, standbys);
-    this.#act();
+    this.#actions.consider();
   }
 
   #refuse(node: Node, refusal: Refusal | null): void {
@@ -658,10 +655,11 @@ export class Cluster {
 
   #change(node: Node | null): void {
     const before = this.#writable;
-    const incarnation = node === null ? null : incarnationOf(node);
-    if (node === before && (node === null || incarnation === this.#incarnation)) return;
+    const now = node === null ? null : incarnationOf(node);
+    if (node === before && (node === null || now === this.#incarnation)) return;
     this.#writable = node;
     if (before !== null) {
+      this.#lostAt = this.#outside.now();
       this.#tenure.abort();
       this.#log.warn({ cluster: this.name, server: before.state.name }, 'the server takes no writes any more');
       this.#emit({ type: 'primary-lost', server: before.state });
@@ -674,10 +672,10 @@ export class Cluster {
     const facts = node.state.facts!;
     const fields = { cluster: this.name, server: node.state.name, timeline: facts.timeline };
     this.#log.info(fields, 'the server takes writes');
-    if (this.#incarnation !== null && this.#incarnation !== incarnation) {
+    if (this.#incarnation !== null && this.#incarnation !== now) {
       this.#stats.count(this.#stats.failovers, this.name);
     }
-    this.#incarnation = incarnation;
+    this.#incarnation = now;
     for (const other of this.#nodes) {
       if (other === node || other.served === null) continue;
       other.served = null;
@@ -718,94 +716,22 @@ export class Cluster {
     }
   }
 
-  // ------------------------------------------------------------------------------------------------- fence and promote
-
-  #act(): void {
-    this.#cancelDecision?.();
-    this.#cancelDecision = null;
-    const promote = this.#plugins.promote;
-    if (promote === undefined || this.#config.promotion === null || this.#stopping.signal.aborted) return;
-    const lost = this.#nodes.find(({ state }) => state.name === this.#standing.primary);
-    const fenced = lost !== undefined && this.#fences.get(incarnationOf(lost) ?? '')?.done === true;
-    const decision = decide({
-      now: this.#outside.now(),
-      servers: this.#seen(),
-      standing: this.#standing,
-      writable: this.#writable?.state.name ?? null,
-      promotion: this.#config.promotion,
-      fence: this.#plugins.fence === undefined ? 'none' : fenced ? 'done' : 'due',
-      busy: this.#acting,
-      last: this.#lastOrder,
-    });
-    const why = decision.do === 'wait' ? decision.why : '';
-    if (why !== this.#lastWhy && why !== '') this.#log.info({ cluster: this.name }, `no promotion now: ${why}`);
-    this.#lastWhy = why;
-    if (decision.do === 'wait') {
-      if (decision.until === null) return;
-      const wait = Math.max(0, decision.until - this.#outside.now());
-      this.#cancelDecision = this.#outside.after(wait, () => this.#act());
-    } else if (decision.do !== 'none') void this.#carryOut(decision, promote);
-  }
-
-  async #carryOut(decision: Extract<Decision, { server: string }>, promote: ActionPlugin): Promise<void> {
-    const { state } = this.#nodes.find((node) => node.state.name === decision.server)!;
-    const { name: server, host, port } = state;
-    const at = this.#outside.now();
-    this.#acting = true;
-    this.#hurry();
-    if (decision.do === 'fence') {
-      const done = await this.#fence(state, state.facts!, this.#stopping.signal).catch(() => false);
-      if (!done) this.#lastOrder = { at: this.#outside.now(), failed: true };
-    } else {
-      this.#log.warn({ cluster: this.name, server }, 'promoting the server');
-      try {
-        await promote.act(server, { host, port });
-        this.#lastOrder = { at, failed: false };
-        this.#log.info({ cluster: this.name, server }, 'the server was promoted');
-      } catch (error) {
-        this.#lastOrder = { at: this.#outside.now(), failed: true };
-        this.#log.error({ cluster: this.name, server, code: codeOf(error) }, 'the promotion failed');
-      }
-    }
-    this.#acting = false;
-    if (this.#stopping.signal.aborted) return;
-    for (const { monitor } of this.#nodes) void monitor?.probe(false);
-    this.#act();
-  }
-
-  /** Fences an incarnation of a server once, whoever asks. True when it is fenced, or nothing is configured to do it. */
-  async #fence(server: ServerState, facts: ServerFacts, signal: AbortSignal): Promise<boolean> {
-    const plugin = this.#plugins.fence;
-    if (plugin === undefined) return true;
-    const key = keyOf(server.name, facts);
-    let fence = this.#fences.get(key);
-    if (fence === undefined || (fence.failedAt !== null && this.#outside.now() - fence.failedAt >= FENCE_RETRY_MS)) {
-      fence = { done: false, failedAt: null, result: Promise.resolve(false) };
-      fence.result = this.#fenceNow(plugin, server, fence);
-      remember(this.#fences, key, fence);
-    }
-    return Promise.race([fence.result, aborted(signal)]);
-  }
-
-  async #fenceNow(plugin: ActionPlugin, { name: server, host, port }: ServerState, fence: Fence): Promise<boolean> {
-    this.#log.warn({ cluster: this.name, server }, 'fencing the lost server');
-    try {
-      await plugin.act(server, { host, port });
-      fence.done = true;
-      this.#log.info({ cluster: this.name, server }, 'the lost server is fenced');
-    } catch (error) {
-      fence.failedAt = this.#outside.now();
-      this.#log.error({ cluster: this.name, server, code: codeOf(error) }, 'the lost server could not be fenced');
-    }
-    return fence.done;
-  }
-
   // ------------------------------------------------------------------------------------------------------------- waiting
 
   #nodeOf(server: ServerState): Node {
     const node = this.#nodes.find(({ state }) => state === server);
     if (node === undefined) throw new Error(`server ${server.name} is not of cluster ${this.name}`);
     return node;
+  }
+
+  #nodeNamed(name: string): Node {
+    const node = this.#nodes.find(({ state }) => state.name === name);
+    if (node !== undefined) return node;
+    throw new CodedError('OUTLIVE_UNKNOWN_SERVER', 'plugin', `cluster ${this.name} has no server ${name}`);
+  }
+
+  #limit(deadline: number, signals: AbortSignal[] = [], late = (): Error => this.#noWritableServer()): Limit {
+    return limit(this.#outside, deadline, [this.#stopping.signal, ...signals], late);
   }
 
   /** Waits for a server that takes writes. Whoever came first goes on first. */
@@ -828,59 +754,6 @@ export class Cluster {
       if (this.#waiting.size === 1) this.#hurry();
     });
   }
-
-  #sleep(ms: number, signal: AbortSignal): Promise<void> {
-    return new Promise((resolve, reject) => {
-      if (signal.aborted) {
-        reject(signal.reason);
-        return;
-      }
-      const quit = (): void => {
-        forget();
-        reject(signal.reason);
-      };
-      const forget = this.#outside.after(ms, () => {
-        signal.removeEventListener('abort', quit);
-        resolve();
-      });
-      signal.addEventListener('abort', quit, { once: true });
-    });
-  }
-
-  #limit(deadline: number, signal: AbortSignal | null, late: () => Error): Limit {
-    const controller = new AbortController();
-    const sources = signal === null ? [this.#stopping.signal] : [this.#stopping.signal, signal];
-    const listeners = sources.map((source) => {
-      const quit = (): void => controller.abort(source.reason);
-      if (source.aborted) quit();
-      else source.addEventListener('abort', quit, { once: true });
-      return () => source.removeEventListener('abort', quit);
-    });
-    const wait = deadline - this.#outside.now();
-    if (wait <= 0) controller.abort(late());
-    else if (wait <= MAX_TIMER_MS) listeners.push(this.#outside.after(wait, () => controller.abort(late())));
-    const release = (): void => {
-      for (const each of listeners) each();
-    };
-    return { signal: controller.signal, release };
-  }
-}
-
-interface Fence {
-  done: boolean;
-  failedAt: number | null;
-  result: Promise<boolean>;
-}
-
-const FENCE_RETRY_MS = 1000;
-/** An incarnation that was lost long ago has no commits in doubt. */
-const MAX_INCARNATIONS = 16;
-
-/** Sets a value and makes it the latest; the oldest one goes. */
-function remember<T>(map: Map<string, T>, key: string, value: T): void {
-  map.delete(key);
-  if (map.size >= MAX_INCARNATIONS) map.delete(map.keys().next().value!);
-  map.set(key, value);
 }
 
 const REFUSALS: Readonly<Record<Refusal, { code: string; words: string; advice: string }>> = {
@@ -901,30 +774,15 @@ const REFUSALS: Readonly<Record<Refusal, { code: string; words: string; advice: 
   },
 };
 
-function keyOf(server: string, facts: ServerFacts): string {
-  return `${server}/${facts.instance}/${facts.timeline}`;
-}
-
 /** Whether the server was seen in that life after the connection was made, so that the connection is to this life. */
 function isSure(node: Node, facts: ServerFacts, since: number): boolean {
-  return (node.eras.get(keyOf(node.state.name, facts)) ?? Number.NEGATIVE_INFINITY) >= since;
+  return (node.eras.get(incarnation(node.state.name, facts)) ?? Number.NEGATIVE_INFINITY) >= since;
 }
 
 function sameLife(node: Node, { server, facts }: Pick<Origin, 'server' | 'facts'>): boolean {
-  return node.state === server && incarnationOf(node) === keyOf(server.name, facts);
+  return node.state === server && incarnationOf(node) === incarnation(server.name, facts);
 }
 
 function incarnationOf({ state }: Node): string | null {
-  return state.facts === null ? null : keyOf(state.name, state.facts);
-}
-
-function backoff(failures: number): number {
-  return Math.min(MAX_BACKOFF_MS, BACKOFF_MS * 2 ** Math.min(failures, 10));
-}
-
-function aborted(signal: AbortSignal): Promise<never> {
-  return new Promise((_, reject) => {
-    if (signal.aborted) reject(signal.reason);
-    else signal.addEventListener('abort', () => reject(signal.reason), { once: true });
-  });
+  return state.facts === null ? null : incarnation(state.name, state.facts);
 }
