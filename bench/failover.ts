@@ -125,6 +125,8 @@ async function failOver(
   await sleep(IN_FLIGHT_MS);
   const killedAt = sharedNow();
   const promoted = pair.failover();
+  // It is waited for later; until then the watcher may be the first to fail.
+  promoted.catch(() => {});
   units.send({ order: 'send', part: 1 });
   const { at: writableAt } = await watcher.next<{ at: number }>('writable');
   units.send({ order: 'promoted', address: addressOf(standby) });

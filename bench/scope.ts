@@ -117,6 +117,8 @@ export async function withScope<T>(run: (scope: Scope) => Promise<T>): Promise<T
     // A second signal means it: the guards outside of this process do the rest.
     if (interrupted) process.exit(1);
     interrupted = true;
+    // What fails because everything is being ended is no news.
+    process.on('unhandledRejection', () => {});
     process.stderr.write(`\nbench: ${signal}, ending what was started\n`);
     void scope.close().finally(() => process.exit(130));
   };
@@ -125,7 +127,6 @@ export async function withScope<T>(run: (scope: Scope) => Promise<T>): Promise<T
   try {
     return await run(scope);
   } catch (error) {
-    // What fails because everything is being ended is no news.
     if (interrupted) return await new Promise<T>(() => {});
     throw error;
   } finally {

@@ -206,7 +206,7 @@ export class Raw {
 
   /** Waits until so many frames of this type are there since the last {@link forget}. */
   async until(type: string, count = 1, timeoutMs = 20_000): Promise<void> {
-    const deadline = setTimeout(() => this.#awake(), timeoutMs);
+    const deadline = setTimeout(() => this.#awake(), timeoutMs + 5);
     const end = performance.now() + timeoutMs;
     try {
       while (this.frames.filter((f) => f.type === type).length < count) {

@@ -32,7 +32,7 @@ import {
   type Origin,
   type ServerState,
 } from './types.js';
-import { backoff, type Limit, limit, sleep } from './waits.js';
+import { backoff, type Limit, limit, orAborted, sleep } from './waits.js';
 
 export interface ClusterOptions {
   readonly config: ClusterConfig;
@@ -55,7 +55,7 @@ const FAST_LOGIN_MS = 50;
 /** A failover that takes longer than this is in the hands of people: no need to hurry so much. */
 const LONG_OUTAGE_MS = 10_000;
 const LOGIN_TIMEOUT_MS = 10_000;
-/** For a cancel, and for servers that are not monitored. */
+/** For questions, a cancel, and for servers that are not monitored. */
 const SHORT_TIMEOUT_MS = 5000;
 
 interface Node {
@@ -277,6 +277,7 @@ export class Cluster {
       for (let failures = 0; ; ) {
         const node = this.#writable ?? (await this.#present(within.signal));
         within.signal.throwIfAborted();
+        if (this.#writable !== node) continue;
         if (!passThrough) {
           const spare = this.#spares.take(node, identity, startup);
           if (spare !== null) return this.#hand(node, spare, true);
@@ -291,8 +292,12 @@ export class Cluster {
           if (!tenure.aborted) {
             this.#stats.count(this.#stats.logins, 'failed');
             this.#log.debug({ server: node.state.name, code: codeOf(error) }, 'a login failed');
-            await this.#lookAgain(node);
+            await orAborted(this.#lookAgain(node), within.signal);
           }
+        }
+        if (login?.ok && this.#writable !== node) {
+          login.wire.destroy();
+          continue;
         }
         if (login?.ok) {
           if (!passThrough) this.#spares.given(identity, startup, login.wire);
@@ -303,7 +308,7 @@ export class Cluster {
           this.#stats.count(this.#stats.logins, login.transient ? 'postponed' : 'refused');
           if (!login.transient) throw new LoginRefused(node.state.name, login);
           // It goes down or starts up: that is the monitor's to say, and ends the wait at the right moment.
-          if (isGone(login)) await this.#lookAgain(node);
+          if (isGone(login)) await orAborted(this.#lookAgain(node), within.signal);
           else refusal = new LoginRefused(node.state.name, login);
         }
         if (this.#writable === node && !tenure.aborted) await sleep(this.#outside, backoff(failures++), within.signal);
@@ -414,7 +419,7 @@ export class Cluster {
         } catch (error) {
           within.signal.throwIfAborted();
           this.#log.debug({ server: node.state.name, code: codeOf(error) }, 'an outcome could not be asked for');
-          if (this.#writable === node) await node.monitor!.probe(true);
+          if (this.#writable === node) await orAborted(this.#lookAgain(node), within.signal);
         }
       }
     } catch (error) {
@@ -515,7 +520,7 @@ export class Cluster {
     return this.#ask(this.#nodeNamed(server), exchange, this.#stopping.signal);
   }
 
-  /** Asks the writable server for a user's secret with a query, as the monitor. */
+  /** Asks for a user's secret with a query, as the monitor: the writable server, and while there is none a standby. */
   async lookup(query: string, user: string): Promise<Secret | null> {
     const { lookup } = this.#codec;
     if (lookup === undefined) {
@@ -525,7 +530,7 @@ export class Cluster {
     const deadline = this.#outside.now() + LOGIN_TIMEOUT_MS;
     const within = this.#limit(deadline);
     try {
-      const node = this.#writable ?? (await this.#present(within.signal));
+      const node = this.#writable ?? this.#nodes.find(isStandby) ?? (await this.#present(within.signal));
       return await this.#ask(node, () => lookup.call(this.#codec, query, user), within.signal);
     } catch (error) {
       throw within.signal.aborted ? within.signal.reason : error;
@@ -539,7 +544,7 @@ export class Cluster {
       const message = `cluster ${this.name} has no monitor to ask its servers as; add monitor: { user: ... }`;
       return Promise.reject(new CodedError('OUTLIVE_NO_MONITOR', 'config', message));
     }
-    return node.own.run(exchange, this.#config.monitor!.timeout, signal);
+    return node.own.run(exchange, SHORT_TIMEOUT_MS, signal);
   }
 
   /** A commit was acknowledged to a client: `position` of its token, `origin` of its connection. Cheap; called for every commit. */
@@ -633,10 +638,7 @@ export class Cluster {
     this.#standing = standing;
     for (const node of this.#nodes) this.#refuse(node, refused.get(node.state.name) ?? null);
     this.#change(this.#nodes.find(({ state }) => state.name === writable) ?? null);
-    const standbys = this.#nodes.filter(
-      ({ state, refusal }) => state.reachable && refusal === null && state.facts?.role === 'standby',
-    );
-    this.#spares.place(this.#writable, standbys);
+    this.#spares.place(this.#writable, this.#nodes.filter(isStandby));
     this.#actions.consider();
   }
 
@@ -773,6 +775,10 @@ const REFUSALS: Readonly<Record<Refusal, { code: string; words: string; advice: 
     advice: 'stop one of the two at once: they diverge',
   },
 };
+
+function isStandby({ state, refusal }: Node): boolean {
+  return state.reachable && refusal === null && state.facts?.role === 'standby';
+}
 
 /** Whether the server was seen in that life after the connection was made, so that the connection is to this life. */
 function isSure(node: Node, facts: ServerFacts, since: number): boolean {
