@@ -4,8 +4,8 @@ import { LoadChild } from './load/channel.js';
 import { sharedNow, UNIT_TABLES, type UnitOutcome, unitStatements } from './load/units.js';
 import { startOutlive } from './peers/outlive.js';
 import type { Peer } from './peers/peer.js';
-import { cpuBetween, sampleCpu } from './proc.js';
-import { cell, type Figure, machine, machineLines, print, progress, ratioCell, table } from './report.js';
+import { cpuBetween, foreignCpu, sampleCpu } from './proc.js';
+import { cell, type Figure, foreignLines, machine, machineLines, print, progress, ratioCell, table } from './report.js';
 import { Scope, withScope } from './scope.js';
 import { BENCH_USER, prepareDatabase, runAll, serverSettings } from './server.js';
 import { ascending, median, percentile, ratioOfRounds, rotated, type Spread, spreadOf } from './statistics.js';
@@ -44,6 +44,8 @@ export interface FailoverRound {
   /** CPU time from the failover until all clients had committed. */
   readonly gatewayCpuMs: number | undefined;
   readonly clientsCpuMs: number;
+  /** Processors that programs outside of the bench kept busy meanwhile. */
+  readonly foreign: number | undefined;
 }
 
 const TIMEOUT_MS = 30_000;
@@ -152,6 +154,7 @@ async function failOver(
     killToWritableMs: writableAt - killedAt,
     gatewayCpuMs: gatewayCpu === undefined ? undefined : gatewayCpu * 1000,
     clientsCpuMs: cpuMs,
+    foreign: before && after ? foreignCpu(before, after, process.pid) : undefined,
   };
 }
 
@@ -255,6 +258,7 @@ export async function failover(options: FailoverOptions): Promise<Figure[]> {
       `waits run from the moment at which the new primary takes writes; ${options.rounds} rounds, medians (max: the greatest)`,
       ...(options.outlive ? [`spares: ${spares} warm sessions on the standby`] : []),
       'reconnect: no gateway; clients connect and repeat their transaction themselves, told at once where the new primary is',
+      ...foreignLines(rounds.map(({ foreign }) => foreign)),
       '',
       failoverTable(rounds, variants),
     ];

@@ -5,7 +5,7 @@ import { startOutlive } from './peers/outlive.js';
 import { PEERS, type Peer, type PeerName, type PeerOptions, startDirect } from './peers/peer.js';
 import { startPgbouncer } from './peers/pgbouncer.js';
 import { cpuBetween, foreignCpu } from './proc.js';
-import { cell, type Figure, machine, machineLines, print, progress, ratioCell, table } from './report.js';
+import { cell, type Figure, foreignLines, machine, machineLines, print, progress, ratioCell, table } from './report.js';
 import { type Scope, withScope } from './scope.js';
 import { BENCH_USER, fillTables, runAll, serverSettings, startBenchServer } from './server.js';
 import { median, ratioOfRounds, rotated, type Spread } from './statistics.js';
@@ -64,8 +64,8 @@ export interface RelaySummary {
 /** The peers that a ratio is taken to: the one that the acceptance figures name. */
 const REFERENCE: PeerName = 'pgbouncer';
 
-/** How much of a processor may go to other programs before the report says so. */
-const FOREIGN_LIMIT = 0.1;
+const WARMUP_CLIENTS = 16;
+const WARMUP_MS = 1000;
 
 /** Starts one peer; undefined when it is not installed. */
 export function startPeer(scope: Scope, name: PeerName, options: PeerOptions): Promise<Peer | undefined> {
@@ -229,6 +229,16 @@ export async function relay(options: RelayOptions): Promise<Figure[]> {
       sessions: most,
     });
 
+    const run = ({ host, port, pids }: Peer, workload: WorkloadName, clients: number, measureMs: number) => {
+      const what = { clients, workload, scale: options.scale, warmupMs: 300, measureMs };
+      return load.make({ host, port, ...login, ...what }, pids);
+    };
+    // Whatever is compiled, cached or grown at the first use would otherwise be paid by the first cells only.
+    progress('warming up');
+    for (const workload of options.workloads) {
+      for (const peer of peers) await run(peer, workload, Math.min(most, WARMUP_CLIENTS), WARMUP_MS);
+    }
+
     const cells: RelayCell[] = [];
     for (let round = 0; round < options.rounds; round++) {
       let turn = round;
@@ -236,15 +246,8 @@ export async function relay(options: RelayOptions): Promise<Figure[]> {
         for (const clients of options.clients) {
           for (const peer of rotated(peers, turn++)) {
             if (workloadOf(workload).writes) await runAll(server, TIDY_STATEMENTS);
-            const { host, port, pids } = peer;
-            const measured = await load.make(
-              {
-                ...{ host, port, ...login, clients, workload, scale: options.scale },
-                ...{ warmupMs: 300, measureMs: options.seconds * 1000 },
-              },
-              pids,
-            );
-            const found = cellOf({ round, workload, clients, peer: peer.name }, measured, pids, server.pid);
+            const measured = await run(peer, workload, clients, options.seconds * 1000);
+            const found = cellOf({ round, workload, clients, peer: peer.name }, measured, peer.pids, server.pid);
             cells.push(found);
             const { firstError } = measured.result;
             progress(
@@ -257,13 +260,12 @@ export async function relay(options: RelayOptions): Promise<Figure[]> {
     }
 
     const summaries = summarize(sortCells(cells, options));
-    const foreign = Math.max(0, ...cells.map((each) => each.foreign ?? 0));
     const lines = [
       ...machineLines(on),
       `PostgreSQL ${server.version}, scale ${options.scale}, ${settings.shared_buffers} buffers, fsync on, autovacuum off`,
       ...peerLines(peers, missing),
       `load: ${load.name}; ${options.rounds} rounds of ${options.seconds} s; medians over rounds; tpcb is TPC-B-like, prepared`,
-      ...(foreign > FOREIGN_LIMIT ? [`other programs took up to ${foreign.toFixed(2)} processors meanwhile`] : []),
+      ...foreignLines(cells.map(({ foreign }) => foreign)),
       '',
       relayTable(summaries),
     ];

@@ -36,6 +36,15 @@ export function machineLines(on: Machine): string[] {
   return lines;
 }
 
+/** How much of a processor may go to other programs before a report says so. */
+const FOREIGN_LIMIT = 0.1;
+
+/** The line that says that other programs were busy during the measurements, when they were. */
+export function foreignLines(processors: readonly (number | undefined)[]): string[] {
+  const most = Math.max(0, ...processors.map((each) => each ?? 0));
+  return most > FOREIGN_LIMIT ? [`other programs took up to ${most.toFixed(2)} processors meanwhile`] : [];
+}
+
 /** An acceptance figure: a measured value and the limit it has to keep. */
 export interface Figure {
   /** The name in the plan, such as 'P1'. */

@@ -491,23 +491,10 @@ export class PostgresSession implements SessionCodec {
     }
   }
 
+  /** Judged anew each time: a memory of judgements costs the garbage collector more than the few look-ups that it saves. */
   private plainRead(facts: StatementFacts): boolean {
-    const catalogue = (this.context.shared() as SharedFacts | undefined)?.catalogue ?? UNKNOWN_CATALOGUE;
-    if (this.judgedBy !== catalogue) {
-      this.judged = new WeakMap();
-      this.judgedBy = catalogue;
-    }
-    let plain = this.judged.get(facts);
-    if (plain === undefined) {
-      plain = isPlainRead(facts, catalogue);
-      this.judged.set(facts, plain);
-    }
-    return plain;
+    return isPlainRead(facts, (this.context.shared() as SharedFacts | undefined)?.catalogue ?? UNKNOWN_CATALOGUE);
   }
-
-  /** Judgements by statement, for the catalogue that they were made with. */
-  private judged = new WeakMap<StatementFacts, boolean>();
-  private judgedBy: Catalogue | null = null;
 
   private finish(group: PgRequest): void {
     if (group.executes === 0) {

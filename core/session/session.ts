@@ -295,11 +295,10 @@ export class Session implements Sink {
   private admits(request: Request): boolean {
     if (this.gates > 0) return false;
     if (this.heldReady !== null || this.deferred !== null) return this.pending.length === 0;
-    if (this.guarding) {
-      // Only what belongs to the guarded group goes into its transaction; all else waits until that is over.
-      return !this.abandoning && this.records[this.records.length - 1]?.request.joined === true;
-    }
-    if (!this.projectedOpen) {
+    // Only what belongs to the guarded group goes into its transaction; all else waits until that is over.
+    if (this.guarding && (this.abandoning || !this.records[this.records.length - 1]?.request.joined)) return false;
+    const open = this.projectedOpen || this.guarding;
+    if (!open) {
       // What needs care waits until everything before it is answered.
       if ((request.effect !== 'read' && request.effect !== 'session') || request.mustGuard)
         return this.pending.length === 0;

@@ -5,7 +5,7 @@ import { normalizeConfig } from '../../core/host/config/index.js';
 import { type Gateway, startGateway } from '../../core/host/gateway.js';
 import { createLog } from '../../core/host/log.js';
 import { type EmbeddedPair, type EmbeddedServer, startPair } from '../../plugins/embedded-postgres/index.js';
-import { type FaultConnection, type FaultProxy, startFaultProxy } from './fault-proxy.js';
+import { type FaultConnection, type FaultProxy, type Side, startFaultProxy } from './fault-proxy.js';
 import { eventually, restorePair } from './servers.js';
 
 /** A pair of servers, a fault proxy before each, a gateway before both. */
@@ -15,8 +15,8 @@ export class Stage {
   readonly #proxies = new Map<string, FaultProxy>();
   readonly #clients: { destroy(): void }[] = [];
   readonly #direct = new Map<EmbeddedServer, Promise<Awaited<ReturnType<EmbeddedServer['connect']>>>>();
-  /** Sees what the gateway sends to any server; set it to look, unset it when done. */
-  onClientBytes: ((chunk: Buffer, connection: FaultConnection) => void) | null = null;
+  readonly #lines = new Map<FaultConnection, Line>();
+  #named = 0;
 
   /** Called by {@link useStage}. */
   async begin(setup: string, limits: Record<string, unknown>): Promise<void> {
@@ -25,7 +25,8 @@ export class Stage {
     for (const server of servers) {
       const proxy = await startFaultProxy({
         target: { host: server.host, port: server.port },
-        onClientBytes: (chunk, connection) => this.onClientBytes?.(chunk, connection),
+        onClientBytes: (chunk, connection) => this.#lineAt(connection).pass('client', chunk),
+        onServerBytes: (chunk, connection) => this.#lineAt(connection).pass('server', chunk),
       });
       this.#proxies.set(server.name, proxy);
     }
@@ -60,7 +61,7 @@ export class Stage {
   /** Back to a healthy pair without clients. */
   async restore(): Promise<void> {
     await this.forgetClients();
-    this.onClientBytes = null;
+    this.#lines.clear();
     for (const proxy of this.#proxies.values()) await proxy.heal();
     await restorePair(this.pair);
   }
@@ -123,14 +124,67 @@ export class Stage {
   }
 
   async raw(parameters: Record<string, string> = {}): Promise<Raw> {
-    const client = await Raw.connect(this.port, parameters);
+    const name = `raw${++this.#named}.`;
+    const client = await Raw.connect(this.port, name, { application_name: name, ...parameters });
     this.#clients.push(client);
     return client;
+  }
+
+  #lineAt(connection: FaultConnection): Line {
+    let line = this.#lines.get(connection);
+    if (line === undefined) this.#lines.set(connection, (line = new Line(connection)));
+    return line;
+  }
+
+  /** The present server connection of a raw client, known by the name that it logged in with. */
+  line(client: Raw): Line {
+    const found = [...this.#lines.values()].findLast((line) => line.startup.includes(`application_name\0${client.name}\0`));
+    if (found === undefined) throw new Error(`no server connection of ${client.name}`);
+    return found;
   }
 
   /** For clients of other drivers: ended with the rest. */
   adopt(client: { destroy(): void }): void {
     this.#clients.push(client);
+  }
+}
+
+/** One connection between the gateway and a server, as its proxy sees it. */
+export class Line {
+  /** What the gateway said first. */
+  startup: Buffer = Buffer.alloc(0);
+  readonly #seen: Record<Side, Buffer[]> = { client: [], server: [] };
+  readonly #left: Record<Side, number> = { client: Number.POSITIVE_INFINITY, server: Number.POSITIVE_INFINITY };
+
+  constructor(readonly connection: FaultConnection) {}
+
+  /** A chunk from a side; what is returned goes on. */
+  pass(side: Side, chunk: Buffer): Buffer {
+    if (side === 'client' && this.startup.length === 0) this.startup = chunk;
+    this.#seen[side].push(chunk);
+    const passed = chunk.subarray(0, this.#left[side]);
+    this.#left[side] -= passed.length;
+    return passed;
+  }
+
+  /** What came from a side since the last {@link forget}, lost or not. */
+  seen(side: Side): Buffer {
+    return Buffer.concat(this.#seen[side]);
+  }
+
+  forget(): void {
+    this.#seen.client = [];
+    this.#seen.server = [];
+  }
+
+  /** After so many more bytes of a side, all that it says is lost; the other side is heard as before. */
+  loseAfter(side: Side, bytes: number): void {
+    this.#left[side] = bytes;
+  }
+
+  /** True when a side said all that may pass. */
+  get silenced(): boolean {
+    return this.#left.client === 0 || this.#left.server === 0;
   }
 }
 
@@ -163,7 +217,10 @@ export class Raw {
   #rest: Buffer = Buffer.alloc(0);
   #awake: () => void = () => {};
 
-  private constructor(readonly socket: Socket) {
+  private constructor(
+    readonly socket: Socket,
+    readonly name: string,
+  ) {
     socket.setNoDelay(true);
     socket.on('data', (chunk) => this.#arrive(chunk));
     socket.on('error', () => {});
@@ -173,8 +230,8 @@ export class Raw {
     });
   }
 
-  static async connect(port: number, parameters: Record<string, string>): Promise<Raw> {
-    const raw = new Raw(connect({ host: '127.0.0.1', port }));
+  static async connect(port: number, name: string, parameters: Record<string, string>): Promise<Raw> {
+    const raw = new Raw(connect({ host: '127.0.0.1', port }), name);
     const pairs = Object.entries({ user: 'postgres', database: 'postgres', ...parameters });
     const body = Buffer.from(`\0\x03\0\0${pairs.map(([key, value]) => `${key}\0${value}\0`).join('')}\0`, 'latin1');
     const head = Buffer.alloc(4);
@@ -249,9 +306,87 @@ export function show({ type, body }: Frame): string {
   return body.length === 0 ? type : `${type}:${body.toString('latin1').replace(/[^\x20-\x7e]/g, '.')}`;
 }
 
-/** Bytes of each frame of a chunk's stream, for counting what a server is asked. */
+/** Types of the frames in a stream of whole frames, for counting what a server is asked. */
 export function frameTypes(bytes: Buffer): string {
   let types = '';
   for (let at = 0; at + 5 <= bytes.length; at += bytes.readInt32BE(at + 1) + 1) types += String.fromCharCode(bytes[at]);
   return types;
 }
+
+/** Where the frames of a stream end. */
+function frameEnds(bytes: Buffer): number[] {
+  const ends: number[] = [];
+  for (let at = 0; at + 5 <= bytes.length; ) ends.push((at += bytes.readInt32BE(at + 1) + 1));
+  return ends;
+}
+
+/** One thing that a client sends, and how many ready points it then waits for (one by default). */
+export interface Step {
+  readonly send: readonly Uint8Array[];
+  readonly readies?: number;
+}
+
+/** What a client does, told apart from others by its number (four digits). */
+export type Script = (id: string) => readonly (Step | Uint8Array)[];
+
+/** Plays a script. Resolves with all that the client received, its number left out. */
+export async function play(client: Raw, script: Script, id: string): Promise<string[]> {
+  const heard: string[] = [];
+  for (const step of script(id)) {
+    const { send, readies = 1 } = step instanceof Uint8Array ? { send: [step] } : step;
+    client.send(...send);
+    for (const frame of await client.ready(readies)) heard.push(show(frame).replaceAll(id, '####'));
+  }
+  return heard;
+}
+
+export interface Everywhere {
+  /** What each client heard; equal to `expected` unless something is wrong. */
+  readonly heard: { readonly id: string; readonly where: string; readonly heard: readonly string[] }[];
+  readonly expected: readonly string[];
+  readonly ids: readonly string[];
+}
+
+let counter = 1000;
+
+/**
+ * Plays a script once undisturbed, then once for each place where a server connection can be lost: before and after each message
+ * that the gateway or the server says, and in the middle of it. All clients stand at their places when the server is killed (or,
+ * with `cut`, when their connections are lost and the server lives on); then they play to the end.
+ */
+export async function everywhere(stage: Stage, script: Script, how: 'kill' | 'cut'): Promise<Everywhere> {
+  const first = await stage.raw();
+  stage.line(first).forget();
+  const ids = [String(counter++)];
+  const expected = await play(first, script, ids[0]);
+  const places: { side: Side; after: number; where: string }[] = [];
+  for (const side of ['client', 'server'] as const) {
+    const bytes = stage.line(first).seen(side);
+    const types = frameTypes(bytes);
+    let start = 0;
+    frameEnds(bytes).forEach((end, i) => {
+      const where = `${side} ${types.slice(0, i)}>${types[i]}<${types.slice(i + 1)}`;
+      places.push({ side, after: start, where: `${where} before` }, { side, after: start + 3, where: `${where} inside` });
+      start = end;
+    });
+    places.push({ side, after: start, where: `${side} ${types} after` });
+  }
+  const clients = await Promise.all(places.map(() => stage.raw()));
+  const heard = clients.map((client, i) => {
+    const { side, after, where } = places[i];
+    const id = String(counter++);
+    ids.push(id);
+    stage.line(client).loseAfter(side, after);
+    const reply = play(client, script, id).catch((error: Error) => [String(error.message)]);
+    return reply.then((heard) => ({ id, where, heard }));
+  });
+  const lines = clients.map((client) => stage.line(client));
+  await eventually(() => lines.every((line) => line.silenced), { message: 'all at their places' });
+  // What was said reaches the server and is done, so that what was not answered has happened nevertheless.
+  await eventually(async () => (await stage.rows(BUSY)) === 0, { message: 'idle servers' });
+  if (how === 'kill') await stage.kill();
+  else for (const line of lines) line.connection.cut();
+  return { expected, heard: await Promise.all(heard), ids };
+}
+
+const BUSY = `pg_stat_activity where state = 'active' and pid <> pg_backend_pid() and backend_type = 'client backend'`;

@@ -8,7 +8,7 @@ import { outliveConfig } from '../../bench/peers/outlive.js';
 import { pgbouncerConfig } from '../../bench/peers/pgbouncer.js';
 import { cpuBetween, foreignCpu, parseBusy, parseStat, treeOf } from '../../bench/proc.js';
 import { type RelayCell, relayFigures, relayTable, summarize } from '../../bench/relay.js';
-import { allPass, digits, type Figure, figureLine, judge, ratioCell } from '../../bench/report.js';
+import { allPass, digits, type Figure, figureLine, foreignLines, judge, ratioCell } from '../../bench/report.js';
 import { normalizeConfig } from '../../core/host/config/index.js';
 
 describe('figures', () => {
@@ -39,6 +39,13 @@ describe('figures', () => {
     expect(allPass([figure(1, 'at most'), figure(undefined, 'at most')])).toBe(true);
     expect(allPass([figure(1, 'at most'), figure(11, 'at most')])).toBe(false);
     expect(allPass([figure(undefined, 'at most')])).toBe(false);
+  });
+});
+
+describe('other programs', () => {
+  it('are mentioned when they took a tenth of a processor', () => {
+    expect(foreignLines([0.05, undefined, 0.1])).toEqual([]);
+    expect(foreignLines([0.05, 1.234])).toEqual(['other programs took up to 1.23 processors meanwhile']);
   });
 });
 
@@ -89,7 +96,7 @@ describe('the relay report', () => {
 describe('the failover report', () => {
   const round = (number: number, variant: FailoverRound['variant'], p99: number, errors = 0): FailoverRound => ({
     ...{ round: number, variant, p50: p99 / 2, p90: p99 / 1.5, p99, max: p99, errors, firstError: undefined },
-    ...{ missing: 0, spares: 0, killToWritableMs: 130, gatewayCpuMs: undefined, clientsCpuMs: 20 },
+    ...{ missing: 0, spares: 0, killToWritableMs: 130, gatewayCpuMs: undefined, clientsCpuMs: 20, foreign: 0 },
   });
 
   it('lets clients without a right answer wait for ever', () => {

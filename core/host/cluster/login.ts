@@ -6,7 +6,7 @@ import {
   type LoginOutcome,
   type LoginResult,
 } from '../../contract/index.js';
-import type { Wire } from '../../io/wire.js';
+import type { Wire } from '../../io/index.js';
 import type { ServerConfig } from '../config/index.js';
 import type { Outside } from './outside.js';
 

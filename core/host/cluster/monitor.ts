@@ -1,5 +1,5 @@
 import type { Codec, Identity, ServerError, ServerFacts } from '../../contract/index.js';
-import type { Wire } from '../../io/wire.js';
+import type { Wire } from '../../io/index.js';
 import type { ServerConfig } from '../config/index.js';
 import { codeOf, isGone, logIn } from './login.js';
 import type { Outside } from './outside.js';

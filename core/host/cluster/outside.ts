@@ -1,8 +1,5 @@
 import type { Codec, Exchange } from '../../contract/index.js';
-import { connect } from '../../io/connect.js';
-import { runExchange } from '../../io/run-exchange.js';
-import { type ClientTls, clientTls } from '../../io/tls.js';
-import type { Wire } from '../../io/wire.js';
+import { type ClientTls, clientTls, connect, runExchange, type Wire } from '../../io/index.js';
 import type { ServerConfig } from '../config/index.js';
 
 /** What the cluster needs of the world outside, so that tests can stand in for it. */

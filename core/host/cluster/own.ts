@@ -1,5 +1,5 @@
 import { type Codec, CodedError, type Exchange, type Identity } from '../../contract/index.js';
-import type { Wire } from '../../io/wire.js';
+import type { Wire } from '../../io/index.js';
 import type { ServerConfig } from '../config/index.js';
 import { isGone, logIn } from './login.js';
 import { FIRST, Turns } from './logins.js';

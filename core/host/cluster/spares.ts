@@ -1,6 +1,6 @@
 import { createHash } from 'node:crypto';
 import type { Codec, Identity, Log, LoginResult } from '../../contract/index.js';
-import type { Wire } from '../../io/wire.js';
+import type { Wire } from '../../io/index.js';
 import type { ServerConfig } from '../config/index.js';
 import { codeOf, logIn } from './login.js';
 import { LAST, type Turns } from './logins.js';

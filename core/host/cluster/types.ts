@@ -5,7 +5,7 @@ import {
   type LoginResult,
   type ServerFacts,
 } from '../../contract/index.js';
-import type { Wire } from '../../io/wire.js';
+import type { Wire } from '../../io/index.js';
 
 /** One configured server as it is known now. One object per server for the life of the cluster; its members change. */
 export interface ServerState {
