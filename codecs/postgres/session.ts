@@ -83,6 +83,7 @@ const [
 ] = [...'K23CGHWDIEVnNAtS1sZTv'].map(T);
 
 const SYNC_BYTES = serialize.sync();
+const NO_VALUES: readonly string[] = [];
 const EMPTY = new Uint8Array(0);
 /** A group is sent in parts when it grows beyond this before its Sync: the server should not wait for the client's last statement. */
 const GROUP_LIMIT = 64 * 1024;
@@ -100,6 +101,16 @@ interface Prepared {
   readonly sql: string;
 }
 
+/** A portal as the client bound it. */
+interface Portal {
+  prepared: Prepared | null;
+  /** Where it was bound. */
+  group: PgRequest;
+  offset: number;
+  /** Values of its parameters, where one may name a setting. */
+  values: readonly string[];
+}
+
 /** What a confirmation of the server ('1', '3') stands for. */
 type Op =
   | { readonly op: 'parse'; readonly name: string; readonly prepared: Prepared }
@@ -109,6 +120,7 @@ type Op =
 interface Executed {
   readonly facts: StatementFacts;
   readonly sql: string;
+  readonly values: readonly string[];
 }
 
 /** A request of PostgreSQL's protocol: a Query, a FunctionCall, or what comes up to a Sync. */
@@ -129,6 +141,10 @@ class PgRequest implements Request {
   /** What each executed statement does to the session, in the order of their completion; null when none does anything. */
   completions: (Executed | null)[] | null = null;
   forceToken = false;
+  /** Of a COPY FROM STDIN: nothing more of its input will come. */
+  inputOver = false;
+  /** A portal was bound that the end of a transaction would take away. */
+  bound = false;
 
   // While the server answers:
   completed = 0;
@@ -142,7 +158,7 @@ export class PostgresSession implements SessionCodec {
   collecting = 0;
   private group: PgRequest = new PgRequest();
   /** Portals of the open transaction, by name; where in the group they were bound. */
-  private readonly portals = new Map<string, { prepared: Prepared | null; group: PgRequest; offset: number }>();
+  private readonly portals = new Map<string, Portal>();
   /** Prepared statements as the client believes in them, for understanding what it sends ... */
   private readonly known = new Map<string, Prepared>();
   /** ... and as the server confirmed them, for restoring. */
@@ -151,7 +167,14 @@ export class PostgresSession implements SessionCodec {
   private undo: [name: string, before: Prepared | undefined][] = [];
   private readonly state = new SessionState();
   private readonly inflight: PgRequest[] = [];
-  private copying = false;
+  /**
+   * The extended COPY FROM STDIN whose input the client is sending, and how far it is. A fact about the client: it outlives the
+   * server. The Sync behind CopyDone, CopyFail or an error ends it.
+   */
+  private copyIn: PgRequest | null = null;
+  private copyEnd: 'open' | 'done' | 'failed' = 'open';
+  /** The client was told of an error where a server then ignores everything up to a Sync. */
+  private skipping = false;
   private guarded = false;
   /** As the server told it last. */
   private status: TransactionStatus = 'idle';
@@ -242,22 +265,38 @@ export class PostgresSession implements SessionCodec {
     }
     switch (type) {
       case COPY_DATA:
+        out.treatment = RELAY;
+        return true;
       case COPY_DONE:
       case COPY_FAIL:
+        // Input passes peek once and is seen nowhere else.
+        if (this.copyIn !== null && this.copyEnd === 'open') this.copyEnd = 'done';
         out.treatment = RELAY;
         return true;
       case SYNC:
-      case FLUSH:
-        // In copy-in mode the server ignores them, up to the one that follows CopyDone or CopyFail of an extended COPY.
-        out.treatment = this.copying ? RELAY : INSPECT;
+        out.treatment = INSPECT;
+        if (this.copyIn !== null) {
+          // In copy-in mode the server ignores it.
+          out.treatment = RELAY;
+          if (this.copyEnd !== 'open') this.endCopyIn();
+        }
         return true;
       case BIND:
       case CLOSE:
       case DESCRIBE:
       case EXECUTE:
+      case FLUSH:
       case FUNCTION_CALL:
       case PARSE:
       case QUERY:
+        out.treatment = INSPECT;
+        if (this.copyIn !== null) {
+          // In copy-in mode the server answers it with an error (Flush: ignores it), and then ignores all up to a Sync.
+          out.treatment = RELAY;
+          if (this.copyEnd === 'done' && type !== FLUSH)
+            throw new ProtocolViolation('a statement between the end of the input of COPY and its Sync', 'client');
+        }
+        return true;
       case TERMINATE:
         out.treatment = INSPECT;
         return true;
@@ -276,6 +315,10 @@ export class PostgresSession implements SessionCodec {
 
   private collect(bytes: Uint8Array, start: number, end: number, sink: Sink): void {
     const type = bytes[start];
+    if (this.skipping) {
+      if (type !== SYNC && type !== TERMINATE) return;
+      this.skipping = false;
+    }
     this.collecting += end - start;
     const group = this.group;
     switch (type) {
@@ -300,19 +343,30 @@ export class PostgresSession implements SessionCodec {
         const nameEnd = terminator(bytes, portalEnd + 1, end);
         const prepared = this.known.get(this.name(bytes, portalEnd + 1, nameEnd)) ?? null;
         const portal = portalEnd === start + 5 ? '' : text(bytes, start + 5, portalEnd);
+        if (canWrap(prepared?.analysis.statements[0]?.facts)) group.bound = true;
         const slot = this.portals.get(portal);
         const offset = this.collecting - (end - start);
+        const unnamed = prepared?.analysis.statements[0]?.facts.setConfigs?.some(({ name }) => name === undefined);
+        const values = unnamed ? boundValues(bytes, nameEnd + 1, end) : NO_VALUES;
         if (slot !== undefined) {
           slot.prepared = prepared;
           slot.group = group;
           slot.offset = offset;
-        } else this.portals.set(portal, { prepared, group, offset });
+          slot.values = values;
+        } else this.portals.set(portal, { prepared, group, offset, values });
         break;
       }
       case EXECUTE: {
         const nameEnd = terminator(bytes, start + 5, end);
         const portal = nameEnd === start + 5 ? '' : text(bytes, start + 5, nameEnd);
         this.execute(portal, bytes, start, end, sink);
+        if (this.group.barrier) {
+          // Whether what follows is input or the next request is for the server to say. In copy-in mode it ignores the Sync that
+          // ends this part, and the client's own Sync behind the input is the one that is answered.
+          this.group.frames += 'E';
+          this.emitJoined(bytes, end, 0, sink);
+          return;
+        }
         break;
       }
       case CLOSE: {
@@ -327,7 +381,7 @@ export class PostgresSession implements SessionCodec {
         group.frames += describeFrame(bytes, start);
         break;
       case FLUSH:
-        // Answered like a Sync: within a transaction, or with nothing executed, a Sync in its place changes nothing, and every
+        // Answered like a Sync: within a transaction, or with nothing bound or executed, a Sync in its place changes nothing, and every
         // request ends at a ready point (ARCHITECTURE.md, "One request, one ready point").
         this.emitJoined(bytes, end, end - start, sink);
         return;
@@ -367,7 +421,7 @@ export class PostgresSession implements SessionCodec {
         slot.offset = 0;
       }
     }
-    this.add(this.group, facts, slot?.prepared?.sql ?? '');
+    this.add(this.group, facts, slot?.prepared?.sql ?? '', slot?.values);
   }
 
   /** Emits what was collected up to `tail` bytes before `end` as a part that the client's own boundary follows. */
@@ -392,7 +446,7 @@ export class PostgresSession implements SessionCodec {
   private emitJoined(bytes: Uint8Array, end: number, replaced: number, sink: Sink): void {
     const part = Buffer.concat([bytes.subarray(end - this.collecting, end - replaced), SYNC_BYTES]);
     this.group.joined = true;
-    this.group.mustGuard = this.group.executes > 0;
+    this.group.mustGuard = this.group.executes > 0 || this.group.bound;
     this.emit(sink, part, 0, part.length);
   }
 
@@ -435,7 +489,7 @@ export class PostgresSession implements SessionCodec {
   }
 
   /** Adds one statement to what a request does. */
-  private add(group: PgRequest, facts: StatementFacts, sql: string): void {
+  private add(group: PgRequest, facts: StatementFacts, sql: string, values = NO_VALUES): void {
     const first = group.executes === 0;
     group.executes++;
     group.label = first ? facts.verb || 'empty statement' : `${group.executes} statements`;
@@ -454,7 +508,7 @@ export class PostgresSession implements SessionCodec {
     if (facts.verb === 'NOTIFY' || facts.functions.includes('pg_notify')) group.forceToken = true;
     if (group.completions !== null || touchesSession(facts)) {
       group.completions ??= new Array(group.executes - 1).fill(null);
-      group.completions.push(touchesSession(facts) ? { facts, sql } : null);
+      group.completions.push(touchesSession(facts) ? { facts, sql, values } : null);
     }
   }
 
@@ -543,8 +597,10 @@ export class PostgresSession implements SessionCodec {
       case READY:
         return this.ready(bytes, start, end, sink);
       case ERROR: {
-        if (head !== undefined) head.failed = true;
-        this.copying = false;
+        if (head !== undefined) {
+          head.failed = true;
+          if (head === this.copyIn) this.copyEnd = 'failed';
+        }
         sink.error(parseError(bytes, start, end));
         return FORWARD;
       }
@@ -552,7 +608,6 @@ export class PostgresSession implements SessionCodec {
       case EMPTY_QUERY:
       case PORTAL_SUSPENDED:
         if (head === undefined) return FORWARD;
-        this.copying = false;
         this.complete(head, bytes, start, end);
         return this.guarded && head.kind === 'query' ? VERDICT : FORWARD;
       case PARSE_COMPLETE:
@@ -560,7 +615,11 @@ export class PostgresSession implements SessionCodec {
         if (head?.ops) this.confirm(head.ops[head.opsDone++]);
         return FORWARD;
       case COPY_IN:
-        this.copying = head?.kind === 'extended';
+        if (head?.kind === 'extended' && !head.inputOver && head !== this.copyIn) {
+          head.joined = false;
+          this.copyIn = head;
+          this.copyEnd = 'open';
+        }
         sink.input();
         return FORWARD;
       case COPY_BOTH:
@@ -582,7 +641,10 @@ export class PostgresSession implements SessionCodec {
       bytes[start + 5] === 0x49 ? 'idle' : bytes[start + 5] === 0x54 ? 'open' : 'failed';
     this.status = status;
     const head = this.inflight.shift();
-    this.copying = false;
+    if (head !== undefined) {
+      head.inputOver = true;
+      if (head === this.copyIn) this.copyIn = null;
+    }
     if (status === 'idle' && !this.guarded) {
       this.unitEnd(head === undefined || (!head.failed && this.transactionTag !== 'ROLLBACK'));
     }
@@ -607,8 +669,8 @@ export class PostgresSession implements SessionCodec {
     if (bytes[start] !== COMMAND_COMPLETE) return;
     if (head.effect === 'commit' || head.effect === 'rollback') this.transactionTag = text(bytes, start + 5, end - 1);
     if (executed === null) return;
-    const { facts, sql } = executed;
-    this.state.completed(facts, sql);
+    const { facts, sql, values } = executed;
+    this.state.completed(facts, sql, values);
     if (facts.changesCatalogue || facts.effect === 'opaque') this.changesCatalogue = true;
     if (facts.deallocate !== undefined) {
       if (facts.all) for (const name of [...this.prepared.keys()]) this.setPrepared(name, undefined);
@@ -619,6 +681,11 @@ export class PostgresSession implements SessionCodec {
   private confirm(op: Op | undefined): void {
     if (op === undefined || op.name === null) return;
     this.setPrepared(op.name, op.op === 'parse' ? op.prepared : undefined);
+  }
+
+  private endCopyIn(): void {
+    this.copyIn!.inputOver = true;
+    this.copyIn = null;
   }
 
   private setPrepared(name: string, prepared: Prepared | undefined): void {
@@ -662,22 +729,27 @@ export class PostgresSession implements SessionCodec {
     }
     this.undo.length = 0;
     this.inflight.length = 0;
-    this.copying = false;
     this.guarded = false;
     this.status = 'idle';
     this.forceToken = false;
     this.transactionTag = '';
-    this.state.rewind();
+    this.state.rewind(this.observing);
+    this.observing = false;
   }
 
-  observe(): Injection | null {
+  /** The end of the unit that ended last waits for the answer to {@link observe}. */
+  private observing = false;
+
+  observe(held: boolean): Injection | null {
     if (!this.state.needsObservation) return null;
+    this.observing = held;
     const settings = this.state.settingsToObserve;
     const injection = new StatementInjection(ownStatement(observeQuery(settings)));
     const state = this.state;
     // The rows are understood when the ready comes: StatementInjection collects them, the state takes them lazily.
     return Object.assign(injection, {
-      done(): void {
+      done: (): void => {
+        this.observing = false;
         if (injection.failed() !== null) return;
         const of = (kind: string) => injection.rows.filter((r) => r[0] === kind);
         state.observe({
@@ -699,47 +771,37 @@ export class PostgresSession implements SessionCodec {
   }
 
   *restore(): Exchange<Blocker[]> {
-    const lost: Blocker[] = [];
-    const parts: Uint8Array[] = [];
-    const names: string[] = [];
-    for (const sql of this.state.statements()) {
-      parts.push(ownStatement(sql));
-      names.push(sql.slice(0, 40));
-    }
+    const parts = this.state.statements().map((each) => ({ ...each, bytes: ownStatement(each.sql), lock: false }));
     for (const [name, prepared] of this.prepared) {
-      parts.push(prepared.parse, SYNC_BYTES);
-      names.push(name);
+      const forget = () => this.prepared.delete(name);
+      const bytes = Buffer.concat([prepared.parse, SYNC_BYTES]);
+      parts.push({ what: 'prepared statement', name, sql: '', forget, bytes, lock: false });
     }
-    const statements = this.state.statements().length;
-    for (const lock of this.state.locks()) parts.push(ownStatement(lock.call));
-    const locks = this.state.locks();
-    const total = names.length + locks.length;
-    if (total === 0) return lost;
-    let send: Uint8Array | undefined = Buffer.concat(parts);
-    for (let i = 0; i < total; i++) {
-      let failed: ServerError | null = null;
-      let granted = true;
+    for (const { call, label } of this.state.locks()) {
+      const forget = () => this.state.forgetLock(label);
+      const bytes = ownStatement(call);
+      parts.push({ what: 'session advisory lock', name: label, sql: '', forget, bytes, lock: true });
+    }
+    const lost: typeof parts = [];
+    let send: Uint8Array | undefined = Buffer.concat(parts.map(({ bytes }) => bytes));
+    for (const part of parts) {
+      let had = true;
       for (;;) {
         const reply = (yield send === undefined ? { want: 'frame' } : { want: 'frame', send }) as Uint8Array;
         send = undefined;
         const type = reply[0];
-        if (type === ERROR) failed = parseError(reply, 0, reply.length);
-        else if (type === DATA_ROW && i >= names.length) granted = dataRow(reply, 0, reply.length)[0] === 't';
+        if (type === ERROR) had = false;
+        else if (type === DATA_ROW && part.lock) had = dataRow(reply, 0, reply.length)[0] === 't';
         else if (type === PARAMETER_STATUS) {
           const nameEnd = terminator(reply, 5, reply.length);
           this.restored.set(text(reply, 5, nameEnd), text(reply, nameEnd + 1, reply.length - 1));
         } else if (type === READY) break;
       }
-      if (i >= names.length) {
-        if (failed !== null || !granted)
-          lost.push({ what: 'session advisory lock', name: locks[i - names.length].label });
-      } else if (failed !== null) {
-        lost.push(
-          i < statements ? { what: 'session setting', name: names[i] } : { what: 'prepared statement', name: names[i] },
-        );
-      }
+      if (!had) lost.push(part);
     }
-    return lost;
+    // Only now: before, another server would have been asked for all of it.
+    for (const { forget } of lost) forget();
+    return lost.map(({ what, name }) => ({ what, name }));
   }
 
   /** Parameters as the new server reported them while the session was restored. */
@@ -778,8 +840,14 @@ export class PostgresSession implements SessionCodec {
   }
 
   readonly synthesize = {
-    error: (error: GatewayError, status: TransactionStatus): Uint8Array =>
-      Buffer.concat([buildGatewayError(error, 'ERROR'), ready(status)]),
+    error: (error: GatewayError, status: TransactionStatus): Uint8Array => {
+      const bytes = buildGatewayError(error, 'ERROR');
+      if (this.copyIn === null) return Buffer.concat([bytes, ready(status)]);
+      // The ready answers the Sync that the client has yet to send.
+      this.endCopyIn();
+      this.skipping = true;
+      return bytes;
+    },
     fatal: (error: GatewayError): Uint8Array => buildGatewayError(error, 'FATAL'),
     committed: (request: Request, released: number): Uint8Array => {
       const answers: Uint8Array[] = [];
@@ -853,6 +921,22 @@ const UNKNOWN_FACTS: StatementFacts = Object.freeze({
   transactional: true,
 });
 const FUNCTION_FACTS: StatementFacts = Object.freeze({ ...UNKNOWN_FACTS, verb: 'function call' });
+
+/** May a statement be run inside a transaction of the gateway's own and not notice? */
+function canWrap(facts: StatementFacts | undefined): boolean {
+  return facts === undefined || (facts.transactional && !UNWRAPPABLE.has(facts.effect));
+}
+
+const UNWRAPPABLE: ReadonlySet<StatementFacts['effect']> = new Set([
+  'begin',
+  'commit',
+  'rollback',
+  'savepoint',
+  'prepareTransaction',
+  'commitPrepared',
+  'rollbackPrepared',
+  'opaque',
+] as const);
 
 function endsTransaction(facts: StatementFacts): boolean {
   return facts.effect === 'commit' || facts.effect === 'rollback' || facts.effect === 'prepareTransaction';
@@ -936,6 +1020,23 @@ function parameterStatus(name: string, value: string): Buffer {
   frame.writeInt32BE(4 + body.length, 1);
   body.copy(frame, 5);
   return frame;
+}
+
+/** Values of the parameters in a Bind message; `at` is behind its two names. Text and binary form of a text are the same. */
+function boundValues(bytes: Uint8Array, at: number, end: number): string[] {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  const values: string[] = [];
+  at += 2 + 2 * view.getUint16(at);
+  let left = view.getUint16(at);
+  at += 2;
+  for (; left > 0 && at + 4 <= end; left--) {
+    const length = Math.max(0, view.getInt32(at));
+    at += 4;
+    // No name of a setting is longer, and some values are.
+    if (length > 0 && length <= 256 && at + length <= end) values.push(text(bytes, at, at + length));
+    at += length;
+  }
+  return values;
 }
 
 /** Index of the zero byte that ends the string at `from`. */

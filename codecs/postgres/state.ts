@@ -6,7 +6,19 @@ interface Change {
   readonly facts: StatementFacts;
   /** The statement's text, to be run again by `restore`. */
   readonly sql: string;
+  /** Values bound to its parameters, where a setting's name may be among them. */
+  readonly values: readonly string[];
 }
+
+/** A statement that restores a part of the session, and what to call that part when it cannot be had again. */
+export interface Restoring extends Blocker {
+  readonly sql: string;
+  /** Forgets it: it cannot be had again. */
+  readonly forget: () => void;
+}
+
+/** What only the server can tell. */
+type Kind = 'advisory' | 'temporary' | 'held' | 'settings';
 
 /** What the server was last seen to hold for this session beyond settings. */
 export interface Observed {
@@ -18,6 +30,8 @@ export interface Observed {
 }
 
 const NOTHING_OBSERVED: Observed = { advisory: [], temporary: [], held: [], settings: null };
+/** Something that may be the name of a setting. */
+const SETTING_NAME = /^[A-Za-z_][\w$]*(\.[A-Za-z_][\w$]*)*$/;
 
 /**
  * The state of a session that a new server must be brought to: settings, LISTEN, statements prepared in SQL. Changes inside a
@@ -27,34 +41,40 @@ export class SessionState {
   /** Statement texts by what they set; the order of insertion is the order of restoring. */
   private readonly entries = new Map<string, string>();
   private unit: Change[] = [];
-  /** What may have changed that only the server can tell; asked for by `observe`. */
-  private dirty = new Set<'advisory' | 'temporary' | 'held' | 'settings'>();
+  /** What may have changed that only the server can tell, with names where the statements tell them; asked for by `observe`. */
+  private dirty = new Map<Kind, Set<string>>();
+  /** The same before the unit that ended last: that unit is repeated when its end does not reach the client. */
+  private before: ReadonlyMap<Kind, Set<string>> = new Map();
   private observed: Observed = NOTHING_OBSERVED;
   private readonly custom = new Set<string>();
+  /** A setting was made whose name only the server knows; it lists no custom ones. */
+  private unnamed = false;
 
   /** A statement was completed inside the open unit. */
-  completed(facts: StatementFacts, sql: string): void {
+  completed(facts: StatementFacts, sql: string, values: readonly string[] = []): void {
     if (facts.savepoint?.op === 'rollbackTo') {
       this.rollbackTo(facts.savepoint.name);
       return;
     }
-    this.unit.push({ facts, sql });
+    this.unit.push({ facts, sql, values });
   }
 
   /** The unit is over; its changes count or do not. */
   unitEnd(committed: boolean): void {
     const unit = this.unit;
     if (unit.length === 0) return;
+    this.before = new Map([...this.dirty].map(([kind, names]) => [kind, new Set(names)]));
     this.unit = [];
     for (const change of unit) {
-      this.note(change.facts);
+      this.note(change, committed);
       if (committed || isImmediate(change.facts)) this.apply(change);
     }
   }
 
-  /** The unit will be repeated. */
-  rewind(): void {
+  /** The unit will be repeated; with `held` the one that ended last, too. */
+  rewind(held: boolean): void {
     this.unit = [];
+    if (held) this.dirty = new Map(this.before);
   }
 
   /** True when there is something that only the server can tell. */
@@ -76,69 +96,135 @@ export class SessionState {
   }
 
   /** Statements that restore the session, in order. */
-  statements(): string[] {
+  statements(): Restoring[] {
     // set_config and not SET: the value is in the form of current_setting(), also where it is a list.
     const settings = (this.observed.settings ?? []).map(
-      ([name, value]) => `SELECT pg_catalog.set_config(${quoteLiteral(name)}, ${quoteLiteral(value)}, false)`,
+      ([name, value]): Restoring => ({
+        what: 'session setting',
+        name,
+        sql: `SELECT pg_catalog.set_config(${quoteLiteral(name)}, ${quoteLiteral(value)}, false)`,
+        forget: () => {
+          const rest = this.observed.settings?.filter(([other]) => other !== name) ?? null;
+          this.observed = { ...this.observed, settings: rest };
+        },
+      }),
     );
-    return [...settings, ...this.entries.values()];
+    const entries = [...this.entries].map(([key, sql]): Restoring => {
+      const kind = key.slice(0, key.indexOf(' '));
+      return { what: KINDS[kind], name: key.slice(kind.length + 1), sql, forget: () => this.entries.delete(key) };
+    });
+    return [...settings, ...entries];
   }
 
   /** Session-level advisory locks to be taken again. */
   locks(): Observed['advisory'] {
-    return this.observed.advisory;
+    // Which of them the session still has is not known: taking one that it gave back would keep it from everybody.
+    return this.dirty.has('advisory') ? [] : this.observed.advisory;
+  }
+
+  /** A lock is somebody else's now. */
+  forgetLock(label: string): void {
+    this.observed = { ...this.observed, advisory: this.observed.advisory.filter((lock) => lock.label !== label) };
   }
 
   blockers(): Blocker[] {
+    const { observed, dirty } = this;
     const blockers: Blocker[] = [];
-    for (const name of this.observed.temporary) blockers.push({ what: 'temporary table', name });
-    for (const name of this.observed.held) blockers.push({ what: 'cursor WITH HOLD', name });
-    if (this.dirty.has('temporary')) blockers.push({ what: 'temporary table', name: '(just created)' });
-    if (this.dirty.has('held')) blockers.push({ what: 'cursor WITH HOLD', name: '(just declared)' });
-    if (this.dirty.has('advisory')) blockers.push({ what: 'session advisory lock', name: '(just taken)' });
+    const add = (what: string, names: Iterable<string>) => {
+      for (const name of names) blockers.push({ what, name });
+    };
+    add('temporary table', new Set([...observed.temporary, ...(dirty.get('temporary') ?? [])]));
+    add('cursor WITH HOLD', new Set([...observed.held, ...(dirty.get('held') ?? [])]));
+    if (dirty.has('advisory')) {
+      add('session advisory lock', [...observed.advisory.map(({ label }) => label), ...dirty.get('advisory')!]);
+    }
+    add('session setting', dirty.get('settings') ?? []);
+    if (this.unnamed) add('session setting', ['(its name was computed)']);
     return blockers;
   }
 
+  /** They are gone for good. Locks are not among them: the session has those that could be taken again. */
   forgetBlockers(): void {
+    const { settings } = this.observed;
+    this.observed = { ...NOTHING_OBSERVED, advisory: this.locks(), settings };
     this.dirty.clear();
-    this.observed = { ...NOTHING_OBSERVED, settings: this.observed.settings };
+    this.unnamed = false;
   }
 
   freeze(): unknown {
-    return { entries: [...this.entries], observed: this.observed, dirty: [...this.dirty] };
+    const dirty = [...this.dirty].map(([kind, names]) => [kind, [...names]]);
+    return { entries: [...this.entries], observed: this.observed, dirty, custom: [...this.custom], unnamed: this.unnamed };
   }
 
   private rollbackTo(name: string): void {
     for (let i = this.unit.length - 1; i >= 0; i--) {
       const savepoint = this.unit[i].facts.savepoint;
       if (savepoint?.op === 'savepoint' && savepoint.name === name) {
-        // PREPARE and DEALLOCATE are not undone by a rollback.
-        this.unit = [...this.unit.slice(0, i + 1), ...this.unit.slice(i + 1).filter((c) => isImmediate(c.facts))];
+        // PREPARE and DEALLOCATE are not undone by a rollback, nor is what is done to a session's locks.
+        const kept = this.unit.slice(i + 1).filter(({ facts }) => isImmediate(facts) || facts.sessionFunctions.some(isLock));
+        this.unit = [...this.unit.slice(0, i + 1), ...kept];
         return;
       }
     }
   }
 
-  /** Marks what must be asked, whether the transaction committed or not: locks of a session survive its rollback. */
-  private note(facts: StatementFacts): void {
-    if (facts.tempTable !== undefined || facts.dropRelation !== undefined) {
-      if (facts.tempTable !== undefined || this.observed.temporary.length > 0) this.dirty.add('temporary');
+  /** Marks what must be asked. What the statement itself tells counts until the server has answered. */
+  private note({ facts, values }: Change, committed: boolean): void {
+    const { observed } = this;
+    if (committed) {
+      // What ON COMMIT DROP made is gone by now.
+      if (facts.tempTable?.onCommitDrop === false) this.mark('temporary', facts.tempTable.name);
+      for (const name of facts.dropRelation ?? []) {
+        this.dirty.get('temporary')?.delete(name);
+        if (!observed.temporary.includes(name)) continue;
+        this.mark('temporary');
+        this.observed = { ...this.observed, temporary: observed.temporary.filter((other) => other !== name) };
+      }
+      if (facts.declareCursor?.hold) this.mark('held', facts.declareCursor.name);
     }
-    if (facts.declareCursor?.hold || (facts.closeCursor !== undefined && this.observed.held.length > 0))
-      this.dirty.add('held');
-    if (facts.discard !== undefined) {
-      if (this.observed.temporary.length > 0) this.dirty.add('temporary');
-      if (this.observed.held.length > 0) this.dirty.add('held');
-      if (this.observed.advisory.length > 0) this.dirty.add('advisory');
+    if (facts.closeCursor !== undefined) {
+      const closed = (name: string) => facts.all || name === facts.closeCursor;
+      if (observed.held.some(closed)) this.mark('held');
+      for (const name of [...(this.dirty.get('held') ?? [])]) if (closed(name)) this.dirty.get('held')!.delete(name);
+      this.observed = { ...this.observed, held: observed.held.filter((name) => !closed(name)) };
     }
-    for (const name of facts.sessionFunctions) {
-      if (name.startsWith('pg_') && name.includes('advisory') && !name.includes('_xact_')) this.dirty.add('advisory');
+    if (facts.discard === 'all' || facts.discard === 'temp') {
+      this.dirty.delete('temporary');
+      this.observed = { ...this.observed, temporary: [] };
     }
-    if (facts.effect === 'opaque') this.dirty.add('temporary').add('advisory').add('settings');
-    if (facts.setConfigs?.some((c) => c.local !== true)) this.dirty.add('settings');
-    for (const name of [facts.set?.name, ...(facts.setConfigs ?? []).map((c) => c.name)]) {
-      if (name?.includes('.')) this.custom.add(name);
+    if (facts.discard === 'all') {
+      this.dirty.clear();
+      this.observed = NOTHING_OBSERVED;
     }
+    // The locks of a session survive the rollback of a transaction.
+    for (const name of facts.sessionFunctions.filter(isLock)) {
+      if (!name.includes('_unlock')) this.mark('advisory', '(just taken)');
+      else if (name === 'pg_advisory_unlock_all' && facts.sessionFunctions.length === 1) {
+        this.dirty.delete('advisory');
+        this.observed = { ...this.observed, advisory: [] };
+      } else if (observed.advisory.length > 0) this.mark('advisory');
+    }
+    // They may have done anything.
+    if (facts.effect === 'opaque') {
+      this.mark('temporary', `(perhaps made by ${facts.verb})`);
+      this.mark('advisory', `(perhaps taken by ${facts.verb})`);
+      this.mark('settings');
+    }
+    for (const config of (committed && facts.setConfigs) || []) {
+      if (config.local === true) continue;
+      const names = config.name === undefined ? values.filter((value) => SETTING_NAME.test(value)) : [config.name];
+      if (names.length === 0) this.unnamed = true;
+      this.mark('settings', ...names);
+      for (const name of names) if (name.includes('.')) this.custom.add(name);
+    }
+    if (facts.set?.name.includes('.')) this.custom.add(facts.set.name);
+    if (committed && facts.set?.kind === 'reset-all') this.unnamed = false;
+  }
+
+  private mark(kind: Kind, ...names: string[]): void {
+    const marked = this.dirty.get(kind) ?? new Set();
+    for (const name of names) marked.add(name);
+    this.dirty.set(kind, marked);
   }
 
   private apply({ facts, sql }: Change): void {
@@ -162,7 +248,7 @@ export class SessionState {
       else this.entries.delete(`prepare ${facts.deallocate}`);
     } else if (facts.discard === 'all') {
       this.entries.clear();
-      this.observed = { ...this.observed, settings: null };
+      this.unnamed = false;
     }
   }
 
@@ -175,6 +261,19 @@ export class SessionState {
   private drop(prefix: string): void {
     for (const key of [...this.entries.keys()]) if (key.startsWith(prefix)) this.entries.delete(key);
   }
+}
+
+/** What the keys of the entries begin with, in words. */
+const KINDS: Readonly<Record<string, string>> = {
+  set: 'session setting',
+  identity: 'session setting',
+  listen: 'LISTEN',
+  prepare: 'prepared statement',
+};
+
+/** True for functions that take or give back a session's advisory locks. */
+function isLock(name: string): boolean {
+  return name.startsWith('pg_') && name.includes('advisory') && !name.includes('_xact_');
 }
 
 /** True when the statement's session effect does not wait for the commit. */

@@ -318,8 +318,12 @@ export interface SessionCodec {
    */
   rewind(): void;
 
-  /** An injection that asks the server what the codec must know of the session's state after the unit that just ended, or null. Outside a transaction only. */
-  observe(): Injection | null;
+  /**
+   * An injection that asks the server what the codec must know of the session's state after the unit that just ended, or null.
+   * Outside a transaction only.
+   * @param held the end of that unit waits for the answer: when the connection is lost before, the unit is repeated
+   */
+  observe(held: boolean): Injection | null;
   /** What stands in the way of moving this session (outside of its open unit). */
   blockers(): Blocker[];
   /** The blockers were reported to the client and are gone for good. */
@@ -340,7 +344,7 @@ export interface SessionCodec {
 
   /** Synthesis: the gateway speaks as the server, legal where it is needed. */
   readonly synthesize: {
-    /** An error that answers the request in progress, with the ready that follows it. */
+    /** An error that answers the request in progress, with the ready that follows it (unless that answers something that the client has yet to send). */
     error(error: GatewayError, status: TransactionStatus): Uint8Array;
     /** An error that ends the connection. */
     fatal(error: GatewayError): Uint8Array;

@@ -487,8 +487,8 @@ export class SessionHost implements SessionIo {
             return;
           }
           episode.attempts++;
-          const blockers = codec.blockers();
           session.restoring();
+          const blockers = codec.blockers();
           this.tellState();
           const { result: missing, rest } = await runExchange(connection.wire, codec.restore(), {
             frameLength: env.codec.frameLength,

@@ -13,7 +13,7 @@ export interface Canon {
  * canonical form. The ready that ends it is not part of it; its status is kept beside.
  */
 export class AnswerLog {
-  /** Received chunks, whole frames but for the last one when it is still streaming. */
+  /** Received chunks. Each begins with a frame, or goes on with a streaming one, of which the last one is cut. */
   chunks: Uint8Array[] = [];
   /** Bytes in `chunks`. */
   bytes = 0;
@@ -75,24 +75,25 @@ export class AnswerLog {
 
   /** Canonical pieces in order; frames that count as they are and follow each other come as one piece. */
   private *drain(canon: Canon): Generator<Uint8Array> {
-    const all = this.chunks.length === 1 ? this.chunks[0] : Buffer.concat(this.chunks);
-    let at = Math.min(this.streaming, all.length);
-    this.streaming -= at;
-    let run = 0;
-    while (at < all.length) {
-      const length = canon.frameLength(all, at, all.length);
-      if (canon.verbatim(all, at)) {
+    for (const chunk of this.chunks) {
+      let at = Math.min(this.streaming, chunk.length);
+      this.streaming -= at;
+      let run = 0;
+      while (at < chunk.length) {
+        const length = canon.frameLength(chunk, at, chunk.length);
+        if (canon.verbatim(chunk, at)) {
+          at += length;
+          continue;
+        }
+        if (at > run) yield chunk.subarray(run, at);
+        const piece = canon.canonical(chunk, at, at + length);
+        if (piece !== null) yield piece;
         at += length;
-        continue;
+        run = at;
       }
-      if (at > run) yield all.subarray(run, at);
-      const piece = canon.canonical(all, at, at + length);
-      if (piece !== null) yield piece;
-      at += length;
-      run = at;
+      this.streaming += Math.max(0, at - chunk.length);
+      if (run < chunk.length) yield chunk.subarray(run, chunk.length);
     }
-    this.streaming += Math.max(0, at - all.length);
-    if (run < all.length) yield all.subarray(run, all.length);
   }
 }
 

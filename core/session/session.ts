@@ -109,6 +109,12 @@ export class Session implements Sink {
   private queue: Item[] = [];
   private queued = 0;
   private clientPaused = false;
+  /** Requests that take bulk input and are not answered: what the client's next bytes mean depends on the first of them. */
+  private readonly barriers: Request[] = [];
+  /** The present server asked for the input of the first of them. */
+  private inputOpen = false;
+  /** Bytes of the client were left in the window because their meaning is not known yet. */
+  private deaf = false;
 
   // To the server: one contiguous region is written at once.
   private outBytes: Uint8Array = EMPTY;
@@ -181,10 +187,31 @@ export class Session implements Sink {
     w.push(chunk, this.expected);
     // The window may have moved its bytes to another place.
     this.scan = before === 0 ? w.start : this.scan - shift + w.start;
+    this.hear();
+  }
+
+  /** True while what the client says next cannot be understood: it is input, or it is not, as the server will say. */
+  private get barred(): boolean {
+    return this.barriers.length > 0 && !this.inputOpen;
+  }
+
+  /** Goes on with what was left unheard. */
+  private hearAgain(): void {
+    if (this.deaf && !this.barred && this.state !== 'closed') this.hear();
+  }
+
+  /** Understands what the client said, as far as its meaning is known. */
+  private hear(): void {
+    const w = this.window;
+    this.deaf = false;
     while (this.scan < w.end) {
+      if (this.barred) {
+        this.deaf = true;
+        break;
+      }
       if (this.inputLeft > 0) {
         const n = Math.min(this.inputLeft, w.end - this.scan);
-        this.moreInput(w.bytes.subarray(this.scan, this.scan + n));
+        this.moreInput(w.bytes, this.scan, this.scan + n);
         this.inputLeft -= n;
         this.scan += n;
         w.start = this.scan;
@@ -196,11 +223,14 @@ export class Session implements Sink {
         break;
       }
       if (h.treatment === RELAY) {
-        // Input of the request in progress; what was collected before it cannot be a request's beginning.
-        const n = Math.min(h.length, w.end - this.scan);
-        this.moreInput(w.bytes.subarray(this.scan, this.scan + n));
-        this.inputLeft = h.length - n;
-        this.scan += n;
+        // Input of the request in progress; what was collected before it cannot be a request's beginning. Frames that follow
+        // each other go as one piece: many clients send a frame for each row.
+        let to = this.scan + h.length;
+        while (to < w.end && this.codec.peek(FRONTEND, w.bytes, to, w.end, h) && h.treatment === RELAY) to += h.length;
+        const end = Math.min(to, w.end);
+        this.moreInput(w.bytes, this.scan, end);
+        this.inputLeft = to - end;
+        this.scan = end;
         w.start = this.scan;
         continue;
       }
@@ -231,6 +261,7 @@ export class Session implements Sink {
   /** {@link Sink.request} */
   request(request: Request, bytes: Uint8Array, start: number, end: number): void {
     this.stats.requests++;
+    if (request.barrier) this.barriers.push(request);
     if (this.queue.length === 0 && this.state === 'live' && this.gates === 0 && this.plain(request)) {
       this.forward(request, null, bytes, start, end);
       return;
@@ -248,21 +279,23 @@ export class Session implements Sink {
     this.io.closeClient();
   }
 
-  /** Bulk input of the request that came last. */
-  private moreInput(bytes: Uint8Array): void {
-    const last = this.queue[this.queue.length - 1];
-    if (last !== undefined) {
-      last.input.push(bytes);
-      this.queued += bytes.length;
-      return;
-    }
-    const record = this.records[this.records.length - 1];
-    if (this.state === 'live' || this.state === 'doubting') {
-      this.flushOut();
-      this.io.toServer(bytes);
-    }
-    if (record === undefined) return; // Input after its request was answered (an error of the server): the server ignores it.
-    if (record.status === null) this.journal(record, bytes);
+  /** Bulk input of the request that the server waits with. */
+  private moreInput(bytes: Uint8Array, start: number, end: number): void {
+    const request = this.barriers[0];
+    // Nobody waits for it: its request has failed. A server ignores such input, and it may be the rest of a frame whose beginning
+    // went to another server.
+    if (request === undefined) return;
+    this.send(bytes, start, end);
+    const record = this.records.findLast((r) => r.request === request);
+    if (record !== undefined) this.journal(record, bytes.subarray(start, end));
+  }
+
+  /** Input for this request means nothing any more. */
+  private inputOver(request: Request): void {
+    const at = this.barriers.indexOf(request);
+    if (at < 0) return;
+    this.barriers.splice(at, 1);
+    if (at === 0) this.inputOpen = false;
   }
 
   private journal(record: RequestRecord, bytes: Uint8Array): void {
@@ -341,6 +374,7 @@ export class Session implements Sink {
         this.deferred = null;
         return false;
       }
+      this.inputOver(request);
       if (request.joined) return true;
       this.io.toClient(this.codec.synthesize.error(this.deferred, this.clientStatus === 'idle' ? 'idle' : 'failed'));
       if (this.clientStatus !== 'idle') this.clientStatus = 'failed';
@@ -348,6 +382,7 @@ export class Session implements Sink {
       return true;
     }
     if (this.heldReady !== null) {
+      this.inputOver(request);
       if (request.joined) return true;
       this.io.toClient(this.heldReady);
       this.heldReady = null;
@@ -461,7 +496,7 @@ export class Session implements Sink {
 
   /** Stops reading from a client whose held requests fill the queue. */
   private pressure(): void {
-    const full = this.queued > this.limits.queue;
+    const full = this.queued + (this.deaf ? this.window.length : 0) > this.limits.queue;
     if (full !== this.clientPaused) {
       this.clientPaused = full;
       this.io.readClient(!full);
@@ -472,6 +507,11 @@ export class Session implements Sink {
 
   /** Bytes from the server of the present generation. */
   backend(chunk: Uint8Array): void {
+    this.receive(chunk);
+    this.hearAgain();
+  }
+
+  private receive(chunk: Uint8Array): void {
     if (this.state === 'passing') {
       this.io.toClient(chunk);
       return;
@@ -550,6 +590,8 @@ export class Session implements Sink {
       const verifier = head?.verifier;
       if (at + h.length > end) {
         if (h.length <= WHOLE || h.treatment !== RELAY || (head !== undefined && head.injection !== null)) break;
+        // What answers no request is not compared, so no part of it may be taken for a part of the answer.
+        if (h.asynchronous) break;
         // A long frame streams.
         if (this.verdict.length > 0) run = this.releaseVerdict(bytes, run, at);
         this.relayLeft = h.length;
@@ -603,6 +645,15 @@ export class Session implements Sink {
         const status = this.readyStatus;
         this.readyStatus = null;
         const record = head?.record ?? null;
+        const observation = this.observation(status, head);
+        if (observation !== null) {
+          this.release(bytes, run, at, log, record);
+          this.postpone(observation, status, head!, bytes.subarray(at, frameEnd));
+          at = frameEnd;
+          run = at;
+          log = at;
+          continue;
+        }
         // The unit ends here, so nothing needs to be kept; else the answer belongs to its record, without the ready.
         const closes = status === 'idle' && !this.guarding;
         if (!closes && record !== null && at > log) this.log(record, bytes.subarray(log, at));
@@ -709,6 +760,7 @@ export class Session implements Sink {
       this.gates--;
     }
     if (head.replay) return false;
+    this.inputOver(head.record!.request);
     if (this.guarding) return false;
     const request = head.record!.request;
     if (status === 'idle') {
@@ -721,6 +773,28 @@ export class Session implements Sink {
     if (request.joined) return false;
     this.clientStatus = status;
     return true;
+  }
+
+  /**
+   * What must be asked about the session's state before the client is told that its request is done: until the answer is there
+   * such a request (a lock taken, a setting changed) can be repeated on another server, and later it must be known.
+   */
+  private observation(status: TransactionStatus, head: Pending | undefined): Injection | null {
+    if (status !== 'idle' || this.state !== 'live' || this.guarding || this.pending.length !== 1) return null;
+    const request = head?.record?.request;
+    if (request === undefined || head!.replay || request.joined || this.projectedOpen) return null;
+    return request.effect === 'read' || request.effect === 'session' ? this.codec.observe(true) : null;
+  }
+
+  /** Asks, and acts upon the ready when the answer is there. */
+  private postpone(observation: Injection, status: TransactionStatus, head: Pending, ready: Uint8Array): void {
+    this.pending.shift();
+    this.inject(observation, () => {
+      this.pending.unshift(head);
+      this.readied(status, head);
+      this.io.toClient(ready);
+      this.settle();
+    });
   }
 
   /** Everything up to this record is closed: nothing of it will be repeated. */
@@ -773,7 +847,7 @@ export class Session implements Sink {
       this.io.learn();
     }
     if (this.pending.length === 0 && !this.projectedOpen && !this.guarding && this.state === 'live') {
-      const injection = this.codec.observe();
+      const injection = this.codec.observe(false);
       if (injection !== null) this.inject(injection, () => this.pump());
     }
     if (this.queue.length > 0) this.pump();
@@ -831,10 +905,15 @@ export class Session implements Sink {
   /** {@link Sink.input} */
   input(): void {
     const head = this.pending[0];
-    if (head?.gates && head.record?.request.barrier && !head.record.request.joined) {
+    // A repeated request whose answer the client has had its input long ago.
+    if (head === undefined || head.record === null || head.replay) return;
+    const { request } = head.record;
+    if (head.gates && request.barrier && !request.joined) {
       head.gates = false;
       this.gates--;
     }
+    if (this.barriers.length === 0) this.barriers.push(request);
+    if (this.barriers[0] === request) this.inputOpen = true;
   }
 
   /** {@link Sink.error} */
@@ -900,6 +979,7 @@ export class Session implements Sink {
       return;
     }
     if (h.length < rest.length) this.process(rest, h.length, rest.length);
+    this.hearAgain();
   }
 
   // ----------------------------------------------------------------------------------------------------- loss and recovery
@@ -934,6 +1014,7 @@ export class Session implements Sink {
     this.replayQueue = [];
     this.pending.length = 0;
     this.gates = 0;
+    this.inputOpen = false;
     const last = this.records[this.records.length - 1];
     if (last?.request.effect === 'rollback' && last.status === null && this.clientStatus !== 'idle') {
       // What is to be rolled back need not be repeated for it: a failed transaction answers ROLLBACK just the same.
@@ -975,8 +1056,10 @@ export class Session implements Sink {
     } else if (last.request.joined) this.heldReady = null;
     else this.io.toClient(this.codec.synthesize.committed(last.request, last.answer.frames(this.canon)));
     this.clientStatus = 'idle';
+    for (const { request } of this.records) this.inputOver(request);
     this.endUnit(last, true);
     this.records = [];
+    this.hearAgain();
   }
 
   /** The commit did not take effect: the unit is repeated like any other. */
@@ -988,6 +1071,7 @@ export class Session implements Sink {
   unknown(error: GatewayError): void {
     this.giveUp(error);
     this.unit.reset();
+    this.hearAgain();
   }
 
   /** The restored session lacks something, or the unit cannot be repeated: tell the client. Before `restored`. */
@@ -995,9 +1079,8 @@ export class Session implements Sink {
     if (this.clientStatus === 'idle' && this.records.every((r) => r.status === null)) {
       if (this.records.length > 0) this.giveUp(error);
       else this.deferred = error;
-      return;
-    }
-    this.giveUp(error);
+    } else this.giveUp(error);
+    this.hearAgain();
   }
 
   /** Forgets the open unit; the outstanding request, or else the client's next one, is answered with the error. */
@@ -1009,6 +1092,7 @@ export class Session implements Sink {
       this.guarding = false;
       this.codec.guardEnded(false);
     }
+    for (const { request } of this.records) this.inputOver(request);
     this.records = [];
     this.heldReady = null;
     this.projectedOpen = false;
@@ -1084,6 +1168,7 @@ export class Session implements Sink {
   private restoredAfterGiveUp(): void {
     if (this.poisoned) this.fail();
     else this.resume();
+    this.hearAgain();
   }
 
   /** Repeats the next answered request; the ones without their whole answer go the usual way. */
@@ -1205,6 +1290,7 @@ export class Session implements Sink {
     this.queue = [];
     this.queued = 0;
     for (const { request } of queue) {
+      this.inputOver(request);
       if (request.joined) continue;
       this.deferred = null;
       const status = this.clientStatus === 'idle' ? 'idle' : 'failed';
@@ -1212,6 +1298,7 @@ export class Session implements Sink {
       this.clientStatus = status;
     }
     this.pressure();
+    this.hearAgain();
   }
 
   /** A client that was told that no server is there speaks again. */
@@ -1233,7 +1320,10 @@ export class Session implements Sink {
     else {
       const i = this.queue.findIndex((item) => !item.request.joined);
       if (i < 0) return true;
-      for (const item of this.queue.splice(0, i + 1)) for (const bytes of item.input) this.queued -= bytes.length;
+      for (const item of this.queue.splice(0, i + 1)) {
+        this.inputOver(item.request);
+        for (const bytes of item.input) this.queued -= bytes.length;
+      }
       this.poisoned = this.clientStatus !== 'idle';
       this.records = [];
       this.unit.reset();
@@ -1243,6 +1333,7 @@ export class Session implements Sink {
       this.pressure();
     }
     if (this.state === 'replaying') this.divergedState();
+    this.hearAgain();
     return true;
   }
 

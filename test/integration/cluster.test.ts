@@ -211,6 +211,7 @@ describe('a cluster on real servers', () => {
     const late = all.map(({ at }) => at - writableAt).sort((a, b) => a - b);
     if (process.env.OUTLIVE_DEBUG) console.log('spares: ms after writable', late[0], late.at(-1));
     expect(all.every(({ got }) => got.spare)).toBe(true);
+    if (process.env.OUTLIVE_DEBUG) console.log('rest', all.map(({ got }) => got.rest.length).join());
     for (const { got } of all) await sql(got, `INSERT INTO ${t} VALUES (1)`);
     expect(held()).toBe(0);
     // The spare's origin is the promoted server, not the standby that it was.
@@ -409,6 +410,8 @@ describe('a cluster on real servers', () => {
     await until(() => events.some(({ type }) => type === 'lost-commits'));
     expect(events.find(({ type }) => type === 'lost-commits')).toMatchObject({ count: 2, atLeast: false });
     expect(stats.lostCommits).toBe(2);
+    cluster.acknowledged(connection.origin!.facts, 2n ** 60n);
+    expect(stats.lostCommits).toBe(3);
     await pair.setSynchronous(true).catch(() => {});
   });
 

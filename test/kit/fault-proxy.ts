@@ -275,6 +275,12 @@ export class FaultConnection {
     this.#server?.resume();
   }
 
+  /** Resets the connection to the client, while the server goes on to believe in it. */
+  strand(): void {
+    this.blackhole();
+    this.#client.resetAndDestroy();
+  }
+
   /** Ends holds, limits and the black hole. A connection that has lost bytes cannot go on and is reset. */
   heal(): void {
     // An end that happened inside of the hole has not been passed on either.

@@ -68,6 +68,11 @@ export class Stage {
 
   async forgetClients(): Promise<void> {
     for (const client of this.#clients.splice(0)) client.destroy();
+    await this.#hangUp();
+  }
+
+  /** Ends the direct connections. */
+  async #hangUp(): Promise<void> {
     for (const client of this.#direct.values()) await client.then((c) => c.end()).catch(() => {});
     this.#direct.clear();
   }
@@ -89,6 +94,7 @@ export class Stage {
   /** Kills the primary, promotes the standby. What a proxy still holds of the dead server is lost with it. */
   async kill(): Promise<void> {
     const old = this.proxy;
+    await this.#hangUp();
     await this.pair.failover({ how: 'kill' });
     old.cut();
   }
@@ -138,7 +144,9 @@ export class Stage {
 
   /** The present server connection of a raw client, known by the name that it logged in with. */
   line(client: Raw): Line {
-    const found = [...this.#lines.values()].findLast((line) => line.startup.includes(`application_name\0${client.name}\0`));
+    const found = [...this.#lines.values()].findLast((line) =>
+      line.startup.includes(`application_name\0${client.name}\0`),
+    );
     if (found === undefined) throw new Error(`no server connection of ${client.name}`);
     return found;
   }
@@ -212,6 +220,8 @@ export class Raw {
   /** Bytes that came since the login. */
   received = 0;
   closed = false;
+  /** As told at login. */
+  readonly parameters = new Map<string, string>();
   /** DataRows are counted and handed over here instead of kept, when set. */
   onRow: ((body: Buffer) => void) | null = null;
   #rest: Buffer = Buffer.alloc(0);
@@ -237,7 +247,9 @@ export class Raw {
     const head = Buffer.alloc(4);
     head.writeInt32BE(body.length + 4);
     raw.socket.write(Buffer.concat([head, body]));
-    await raw.ready();
+    for (const { type, body } of await raw.ready()) {
+      if (type === 'S') raw.parameters.set(...(body.toString('utf8').split('\0', 2) as [string, string]));
+    }
     return raw;
   }
 
@@ -300,7 +312,13 @@ export class Raw {
 /** A frame as a short text for comparison. */
 export function show({ type, body }: Frame): string {
   if (type === 'E' || type === 'N') {
-    const fields = new Map(body.toString('utf8').split('\0').filter(Boolean).map((f) => [f[0], f.slice(1)]));
+    const fields = new Map(
+      body
+        .toString('utf8')
+        .split('\0')
+        .filter(Boolean)
+        .map((f) => [f[0], f.slice(1)]),
+    );
     return `${type}:${fields.get('C')}:${fields.get('M')}`;
   }
   return body.length === 0 ? type : `${type}:${body.toString('latin1').replace(/[^\x20-\x7e]/g, '.')}`;
@@ -332,61 +350,146 @@ export type Script = (id: string) => readonly (Step | Uint8Array)[];
 /** Plays a script. Resolves with all that the client received, its number left out. */
 export async function play(client: Raw, script: Script, id: string): Promise<string[]> {
   const heard: string[] = [];
+  const believed = new Map(client.parameters);
   for (const step of script(id)) {
     const { send, readies = 1 } = step instanceof Uint8Array ? { send: [step] } : step;
     client.send(...send);
-    for (const frame of await client.ready(readies)) heard.push(show(frame).replaceAll(id, '####'));
+    const parameters = new Map<string, string>();
+    for (const frame of await client.ready(readies)) {
+      if (frame.type === 'S') {
+        // These may come anywhere; what counts is what the client believes when it may speak again.
+        const [name, value] = frame.body.toString('utf8').split('\0');
+        parameters.set(name, value);
+      } else heard.push(show(frame).replaceAll(id, '####'));
+    }
+    for (const [name, value] of parameters) {
+      if (believed.get(name) === value) continue;
+      believed.set(name, value);
+      heard.push(`S:${name}=${value}`);
+    }
   }
   return heard;
 }
 
-export interface Everywhere {
-  /** What each client heard; equal to `expected` unless something is wrong. */
-  readonly heard: { readonly id: string; readonly where: string; readonly heard: readonly string[] }[];
+/** What one client of {@link everywhere} heard, and should have. */
+export interface Played {
+  readonly script: string;
+  readonly id: string;
+  readonly where: string;
+  readonly heard: readonly string[];
   readonly expected: readonly string[];
-  readonly ids: readonly string[];
 }
 
 let counter = 1000;
 
 /**
- * Plays a script once undisturbed, then once for each place where a server connection can be lost: before and after each message
- * that the gateway or the server says, and in the middle of it. All clients stand at their places when the server is killed (or,
- * with `cut`, when their connections are lost and the server lives on); then they play to the end.
+ * Plays each script once undisturbed, then once for each place where its server connection can be lost: before and after every
+ * message that the gateway or the server says (and, with `cut`, inside of it). All clients stand at their places when the server
+ * is killed (or, with `cut`, when their connections are lost and the server lives on); then they play to the end.
  */
-export async function everywhere(stage: Stage, script: Script, how: 'kill' | 'cut'): Promise<Everywhere> {
-  const first = await stage.raw();
-  stage.line(first).forget();
-  const ids = [String(counter++)];
-  const expected = await play(first, script, ids[0]);
-  const places: { side: Side; after: number; where: string }[] = [];
-  for (const side of ['client', 'server'] as const) {
-    const bytes = stage.line(first).seen(side);
-    const types = frameTypes(bytes);
-    let start = 0;
-    frameEnds(bytes).forEach((end, i) => {
-      const where = `${side} ${types.slice(0, i)}>${types[i]}<${types.slice(i + 1)}`;
-      places.push({ side, after: start, where: `${where} before` }, { side, after: start + 3, where: `${where} inside` });
-      start = end;
-    });
-    places.push({ side, after: start, where: `${side} ${types} after` });
-  }
-  const clients = await Promise.all(places.map(() => stage.raw()));
-  const heard = clients.map((client, i) => {
-    const { side, after, where } = places[i];
+export async function everywhere(
+  stage: Stage,
+  scripts: Readonly<Record<string, Script>>,
+  how: 'kill' | 'cut',
+): Promise<Played[]> {
+  const places: Place[] = [];
+  const played: Played[] = [];
+  for (const [name, script] of Object.entries(scripts)) {
+    const client = await stage.raw();
+    const line = stage.line(client);
+    line.forget();
     const id = String(counter++);
-    ids.push(id);
-    stage.line(client).loseAfter(side, after);
-    const reply = play(client, script, id).catch((error: Error) => [String(error.message)]);
-    return reply.then((heard) => ({ id, where, heard }));
-  });
-  const lines = clients.map((client) => stage.line(client));
-  await eventually(() => lines.every((line) => line.silenced), { message: 'all at their places' });
-  // What was said reaches the server and is done, so that what was not answered has happened nevertheless.
-  await eventually(async () => (await stage.rows(BUSY)) === 0, { message: 'idle servers' });
-  if (how === 'kill') await stage.kill();
-  else for (const line of lines) line.connection.cut();
-  return { expected, heard: await Promise.all(heard), ids };
+    const expected = await play(client, script, id);
+    played.push({ script: name, id, where: 'undisturbed', heard: expected, expected });
+    for (const side of ['client', 'server'] as const) {
+      const bytes = line.seen(side);
+      const types = frameTypes(bytes);
+      let start = 0;
+      frameEnds(bytes).forEach((end, i) => {
+        const where = `${side} ${types.slice(0, i)}>${types[i]}<${types.slice(i + 1)}`;
+        const place = { name, script, expected, side };
+        if (how === 'cut') places.push({ ...place, after: start + 3, where: `${where} inside` });
+        // A kill costs seconds: only before what the server acts upon, and what tells something.
+        if (how === 'cut' || ACTIONS.includes(types[i]))
+          places.push({ ...place, after: start, where: `${where} before` });
+        start = end;
+      });
+      places.push({ name, script, expected, side, after: start, where: `${side} ${types} after` });
+    }
+    client.destroy();
+  }
+  for (let i = 0; i < places.length; i += BATCH) {
+    if (i > 0 && how === 'kill') await restorePair(stage.pair);
+    await lose(stage, places.slice(i, i + BATCH), how, played);
+  }
+  return played;
 }
 
-const BUSY = `pg_stat_activity where state = 'active' and pid <> pg_backend_pid() and backend_type = 'client backend'`;
+interface Place {
+  readonly name: string;
+  readonly script: Script;
+  readonly expected: readonly string[];
+  readonly side: Side;
+  readonly after: number;
+  readonly where: string;
+}
+
+async function lose(stage: Stage, places: readonly Place[], how: 'kill' | 'cut', played: Played[]): Promise<void> {
+  const clients: Raw[] = [];
+  for (const _ of places) clients.push(await stage.raw());
+  const lines = clients.map((client) => stage.line(client));
+  const replies = places.map(({ name, script, expected, side, after, where }, i) => {
+    const id = String(counter++);
+    lines[i].loseAfter(side, after);
+    return play(clients[i], script, id)
+      .catch((error: Error) => [error.message])
+      .then((heard) => played.push({ script: name, id, where, heard, expected }));
+  });
+  await eventually(() => lines.every((line) => line.silenced), { message: 'all at their places', timeoutMs: 20_000 });
+  // What was said has reached the server and is done, so that what was not answered has happened nevertheless.
+  await eventually(async () => (await stage.rows(BUSY)) === 0, { message: 'idle servers', timeoutMs: 20_000 });
+  if (how === 'kill') await stage.kill();
+  else for (const line of lines) line.connection.cut();
+  await Promise.all(replies);
+  for (const client of clients) client.destroy();
+}
+
+/** Types of messages, both ways, that make or tell a difference. */
+const ACTIONS = 'QSFHCDVEZ';
+/** Clients at a time; the servers take some more. */
+const BATCH = 200;
+
+const BUSY = `pg_stat_activity where state = 'active' and pid <> pg_backend_pid()
+  and backend_type = 'client backend' and wait_event is distinct from 'ClientRead'`;
+
+/** Fails for each client that heard anything else than it should have, and names the place. */
+export function expectAsUndisturbed(played: readonly Played[]): void {
+  const wrong = played.filter(({ heard, expected }) => heard.join('\n') !== expected.join('\n'));
+  const text = wrong.map(({ script, id, where, heard, expected }) => {
+    const at = Math.max(0, heard.findIndex((frame, i) => frame !== expected[i]) - 2);
+    return `${script}, ${id} lost at ${where}:\n    heard ... ${heard.slice(at).join(' ')}\n    expected ... ${expected.slice(at).join(' ')}`;
+  });
+  if (wrong.length > 0)
+    throw new Error(`${wrong.length} of ${played.length} heard something else:\n  ${text.join('\n  ')}`);
+}
+
+/** Runs one query and gives the groups of rows per client: what is there must not depend on the place. */
+export async function effects(stage: Stage, sql: string): Promise<Map<string, string[]>> {
+  const found = new Map<string, string[]>();
+  for (const { id, what } of await stage.direct<{ id: string; what: string }>(sql)) {
+    found.set(id, [...(found.get(id) ?? []), what.replaceAll(id, '####')]);
+  }
+  return found;
+}
+
+/** Fails for each client whose effects differ from those of the undisturbed one of its script. */
+export function expectSameEffects(played: readonly Played[], found: Map<string, string[]>): void {
+  const of = (id: string) => [...(found.get(id) ?? [])].sort().join(', ');
+  const wrong: string[] = [];
+  for (const { script, id, where } of played) {
+    const first = played.find((p) => p.script === script && p.where === 'undisturbed')!;
+    if (of(id) !== of(first.id)) wrong.push(`${script}, ${id} lost at ${where}: ${of(id)} instead of ${of(first.id)}`);
+  }
+  if (wrong.length > 0)
+    throw new Error(`${wrong.length} of ${played.length} had other effects:\n  ${wrong.join('\n  ')}`);
+}

@@ -74,25 +74,32 @@ describe('the login queue', () => {
 describe('acknowledged commits', () => {
   const at = (timeline: number, system = 's') => ({ system, timeline }) as ServerFacts;
 
-  it('tells which are beyond a switch point', () => {
+  it('tells which are beyond a switch point, once', () => {
     const commits = new AcknowledgedCommits();
-    expect(commits.beyond(0n)).toBeNull();
-    for (const position of [10n, 30n, 20n]) commits.note(at(1), position);
+    expect(commits.part(0n)).toBeNull();
+    const more = (...positions: bigint[]) => positions.map((position) => commits.note(at(1), position));
+    expect(more(10n, 30n, 20n)).toEqual([true, true, true]);
     expect(commits.timeline).toBe(1);
-    expect(commits.beyond(31n)).toBeNull();
-    expect(commits.beyond(30n)).toEqual({ count: 1, atLeast: false, position: 30n });
-    expect(commits.beyond(15n)).toEqual({ count: 2, atLeast: false, position: 30n });
+    expect(commits.part(15n)).toEqual({ count: 2, atLeast: false, position: 30n });
+    expect(commits.part(15n)).toBeNull();
+    // What is reported late is known for lost or not at once.
+    expect(more(14n, 15n)).toEqual([true, false]);
+  });
+
+  it('finds nothing missing before the switch point', () => {
+    const commits = new AcknowledgedCommits();
+    commits.note(at(1), 30n);
+    expect(commits.part(31n)).toBeNull();
   });
 
   it('remembers the latest ones of the latest timeline', () => {
     const commits = new AcknowledgedCommits();
     for (let i = 0; i < 5000; i++) commits.note(at(1), BigInt(i));
-    expect(commits.beyond(4000n)).toEqual({ count: 1000, atLeast: false, position: 4999n });
-    expect(commits.beyond(10n)).toEqual({ count: 4096, atLeast: true, position: 4999n });
+    expect(commits.part(10n)).toEqual({ count: 4096, atLeast: true, position: 4999n });
     commits.note(at(2), 6000n);
-    commits.note(at(1), 9000n);
+    expect(commits.note(at(1), 9000n)).toBe(true);
     expect(commits.timeline).toBe(2);
-    expect(commits.beyond(0n)).toEqual({ count: 1, atLeast: false, position: 6000n });
+    expect(commits.part(0n)).toEqual({ count: 1, atLeast: false, position: 6000n });
   });
 });
 

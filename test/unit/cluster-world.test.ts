@@ -129,12 +129,21 @@ class World implements Outside {
     const what = exchange as unknown as Question;
     server.asked.push(what);
     return new Promise<{ result: R; rest: Uint8Array }>((resolve, reject) => {
-      const fail = (code: string) => () => reject(new CodedError(code, 'server', code));
+      const fail = (code: string) => () => {
+        signal.removeEventListener('abort', aborted);
+        reject(new CodedError(code, 'server', code));
+      };
+      const aborted = fail('OUTLIVE_EXCHANGE_ABORTED');
       fake.broken = fail('OUTLIVE_EXCHANGE_CLOSED');
       if (!fake.open) fake.broken();
-      signal.addEventListener('abort', fail('OUTLIVE_EXCHANGE_ABORTED'));
+      signal.addEventListener('abort', aborted);
       if (server.frozen) this.after(timeoutMs, fail('OUTLIVE_EXCHANGE_TIMEOUT'));
-      else this.after(1, () => resolve({ result: this.#answer(server, what) as R, rest: new Uint8Array(0) }));
+      else {
+        this.after(1, () => {
+          signal.removeEventListener('abort', aborted);
+          resolve({ result: this.#answer(server, what) as R, rest: new Uint8Array(0) });
+        });
+      }
     });
   }
 
@@ -219,7 +228,7 @@ describe('a cluster in a world of its own', () => {
       ...over,
     };
     const messages: string[] = [];
-    const put = (_: unknown, message: string) => void messages.push(message);
+    const put = (_: unknown, message: string) => void messages.push(`${world.time} ${message}`);
     const log: Log = { debug: put, info: put, warn: put, error: put };
     const stats = new Stats();
     const cluster = new Cluster({ config, codec, log, stats, now: () => world.now(), plugins, outside: world });
@@ -307,8 +316,14 @@ describe('a cluster in a world of its own', () => {
     a.refusal = { meaning: 'terminated', code: '53300', transient: true };
     expect(await Promise.all([cluster.doubt(server, 'a1'), world.pass(20)])).toEqual(['same', undefined]);
     a.refusal = { meaning: 'server-lost', code: '57P03', transient: true };
-    expect(await Promise.all([cluster.doubt(server, 'a1'), world.pass(20)])).toEqual(['gone', undefined]);
+    const three = [1, 2, 3].map(() => cluster.doubt(server, 'a1'));
+    await world.pass(20);
+    expect(await Promise.all(three)).toEqual(['gone', 'gone', 'gone']);
     expect(cluster.primary()).toBeNull();
+    // A failure that was shared does not end the watch.
+    a.refusal = null;
+    await world.pass(600);
+    expect(cluster.primary()?.name).toBe('a');
   });
 
   it('notices a server that says nothing any more', async () => {
@@ -436,14 +451,21 @@ describe('a cluster in a world of its own', () => {
     expect(await ask(origin)).toBe('unknown');
     a.resolve = () => 'not-committed';
     expect(await ask(origin)).toBe('not-committed');
+    // Neither has the monitor noticed anything when it is asked.
+    const got = acquire();
+    await world.pass(1);
+    const unnoticed = (await got).origin!;
+    a.facts = { ...a.facts, instance: 'a9' };
+    a.resolve = ({ instance }) => (instance === 'a9' ? 'committed' : 'not-committed');
+    expect(await ask(unnoticed)).toBe('unknown');
     // Its own word that it was closed after the login tells the lives apart.
     const told = await unclear(true);
     a.resolve = ({ instance }) => (instance === told.facts.instance ? 'not-committed' : 'committed');
     expect(await ask(told)).toBe('not-committed');
     // So does a probe.
-    const got = acquire();
+    const probed = acquire();
     await world.pass(20);
-    const sure = (await got).origin!;
+    const sure = (await probed).origin!;
     await restart(false);
     a.resolve = ({ instance }) => (instance === sure.facts.instance ? 'not-committed' : 'committed');
     expect(await ask(sure)).toBe('not-committed');

@@ -1,4 +1,3 @@
-import { setMaxListeners } from 'node:events';
 import {
   type ActionPlugin,
   type Codec,
@@ -21,7 +20,7 @@ import { codeOf, isGone, type LoggedIn, logIn } from './login.js';
 import { Turns } from './logins.js';
 import { Monitor, type Sighting } from './monitor.js';
 import { type Outside, outsideWorld } from './outside.js';
-import { monitorRefused, OwnConnections } from './own.js';
+import { OwnConnections } from './own.js';
 import { Spares } from './spares.js';
 import {
   type AcquireRequest,
@@ -32,7 +31,7 @@ import {
   type Origin,
   type ServerState,
 } from './types.js';
-import { backoff, type Limit, limit, orAborted, sleep } from './waits.js';
+import { backoff, either, type Limit, limit, orAborted, popularController, sleep } from './waits.js';
 
 export interface ClusterOptions {
   readonly config: ClusterConfig;
@@ -57,6 +56,8 @@ const LONG_OUTAGE_MS = 10_000;
 const LOGIN_TIMEOUT_MS = 10_000;
 /** For questions, a cancel, and for servers that are not monitored. */
 const SHORT_TIMEOUT_MS = 5000;
+
+type LostCommits = Extract<ClusterEvent, { type: 'lost-commits' }>;
 
 interface Node {
   readonly config: ServerConfig;
@@ -96,7 +97,7 @@ export class Cluster {
   readonly #nodes: readonly Node[];
   /** Without a monitor nothing is known of the servers: the first that can be logged in to is taken for writable. */
   readonly #blind: boolean;
-  readonly #stopping = new AbortController();
+  readonly #stopping = popularController();
   readonly #listeners = new Set<(event: ClusterEvent) => void>();
   readonly #waiting = new Set<() => void>();
   readonly #spares: Spares;
@@ -110,7 +111,9 @@ export class Cluster {
   /** The incarnation that took writes last. */
   #incarnation: string | null = null;
   /** Aborted when the writable server ceases to be it: logins under way there are in vain. */
-  #tenure = new AbortController();
+  #tenure = popularController();
+  /** What to say of a lost commit that is reported after the promotion; null before the first one. */
+  #lost: LostCommits | null = null;
   /** When the writable server was lost. */
   #lostAt = Number.NEGATIVE_INFINITY;
   #tickets = 0;
@@ -122,8 +125,6 @@ export class Cluster {
     this.#codec = codec;
     this.#log = log;
     this.#stats = stats;
-    // Each wait listens to it.
-    setMaxListeners(0, this.#stopping.signal);
     const outside = (this.#outside = options.outside ?? outsideWorld(options.now));
     this.#blind = config.monitor === null || codec.probe === undefined;
     this.#nodes = config.servers.map((server) => this.#node(server));
@@ -167,7 +168,20 @@ export class Cluster {
           ...basis,
           timeout,
           pace: (connected) => this.#pace(connected),
-          onSighting: (sighting, began) => this.#saw(node, sighting, began),
+          onSighting: (sighting, began) => {
+            try {
+              this.#saw(node, sighting, began);
+            } catch (error) {
+              // Facts that make no sense must not end the gateway.
+              const fields = {
+                cluster: this.name,
+                server: server.name,
+                code: 'OUTLIVE_CODEC_BROKEN',
+                error: codeOf(error),
+              };
+              this.#log.error(fields, 'what the codec told of the server cannot be used');
+            }
+          },
         });
       }
     }
@@ -195,6 +209,7 @@ export class Cluster {
 
   /** Begins to watch the servers. Resolves after a first look at each, whatever it showed. */
   async start(): Promise<void> {
+    if (this.#blind) return;
     await Promise.all(this.#nodes.map((node) => node.monitor?.start()));
     this.#begun = true;
     this.#evaluate();
@@ -283,10 +298,10 @@ export class Cluster {
           if (spare !== null) return this.#hand(node, spare, true);
         }
         const tenure = this.#tenure.signal;
-        const signal = AbortSignal.any([within.signal, tenure]);
+        const wait = either(within.signal, tenure);
         let login: Awaited<ReturnType<typeof logIn>> | null = null;
         try {
-          login = await node.logins.run(ticket, signal, () => this.#logIn(node, identity, startup, signal));
+          login = await node.logins.run(ticket, wait.signal, () => this.#logIn(node, identity, startup, wait.signal));
         } catch (error) {
           if (within.signal.aborted) throw error;
           if (!tenure.aborted) {
@@ -294,6 +309,8 @@ export class Cluster {
             this.#log.debug({ server: node.state.name, code: codeOf(error) }, 'a login failed');
             await orAborted(this.#lookAgain(node), within.signal);
           }
+        } finally {
+          wait.release();
         }
         if (login?.ok && this.#writable !== node) {
           login.wire.destroy();
@@ -348,7 +365,7 @@ export class Cluster {
     if (node === before) return;
     this.#writable = node;
     this.#tenure.abort();
-    this.#tenure = new AbortController();
+    this.#tenure = popularController();
     this.#emit({ type: 'primary-lost', server: before.state });
     this.#emit({ type: 'primary-found', server: node.state });
   }
@@ -359,8 +376,10 @@ export class Cluster {
     return new CodedError('OUTLIVE_NO_WRITABLE_SERVER', 'server', message);
   }
 
-  #describe({ state }: Node): string {
+  #describe(node: Node): string {
+    const { state } = node;
     if (state.refused !== null) return state.refused;
+    if (node.refusedAs !== null) return 'does not let the monitor in';
     if (!state.reachable) return this.#blind ? 'lets nobody in' : 'is not reachable';
     return state.facts?.role === 'standby' ? 'is a standby' : state.facts?.writable ? 'takes writes' : 'is read-only';
   }
@@ -410,8 +429,9 @@ export class Cluster {
       for (let failures = 0; ; failures++) {
         if (failures > 0) await sleep(this.#outside, backoff(failures - 1), within.signal);
         const node = this.#writable ?? (await this.#present(within.signal));
-        const signal = AbortSignal.any([within.signal, this.#tenure.signal]);
+        const { signal, release } = either(within.signal, this.#tenure.signal);
         try {
+          if (!(await this.#isCurrent(origin, node, signal))) continue;
           if (!(await this.#disarm(origin, node, signal))) continue;
           const outcome = await this.#outcome(token, origin, node, signal);
           if (outcome !== 'wait') return outcome;
@@ -420,6 +440,8 @@ export class Cluster {
           within.signal.throwIfAborted();
           this.#log.debug({ server: node.state.name, code: codeOf(error) }, 'an outcome could not be asked for');
           if (this.#writable === node) await orAborted(this.#lookAgain(node), within.signal);
+        } finally {
+          release();
         }
       }
     } catch (error) {
@@ -428,6 +450,13 @@ export class Cluster {
     } finally {
       within.release();
     }
+  }
+
+  /** Makes sure that what is known of the server is from after the login that is asked about. False when it is no longer writable. */
+  async #isCurrent({ server, facts, since }: Origin, node: Node, signal: AbortSignal): Promise<boolean> {
+    if (node.state !== server || since === undefined || isSure(node, facts, since)) return true;
+    await orAborted(node.monitor!.probe(true), signal);
+    return this.#writable === node;
   }
 
   async #outcome(token: OutcomeToken, { server, facts, since }: Origin, node: Node, signal: AbortSignal) {
@@ -549,7 +578,8 @@ export class Cluster {
 
   /** A commit was acknowledged to a client: `position` of its token, `origin` of its connection. Cheap; called for every commit. */
   acknowledged(origin: ServerFacts, position: bigint): void {
-    this.#commits.note(origin, position);
+    if (this.#commits.note(origin, position) || this.#lost === null) return;
+    this.#tellLost({ ...this.#lost, count: 1, atLeast: false, position });
   }
 
   // ------------------------------------------------------------------------------------------------------- what is seen
@@ -584,10 +614,9 @@ export class Cluster {
       node.cancelSilence?.();
       node.cancelSilence = null;
     }
-    if (sighting.kind === 'refused' && node.refusedAs !== sighting.error.code) {
-      node.refusedAs = sighting.error.code;
-      const { code, message } = monitorRefused(server, sighting.error.code);
-      this.#log.error({ cluster: this.name, server, code }, message);
+    if (sighting.kind === 'refused' && node.refusedAs !== sighting.code) {
+      node.refusedAs = sighting.code;
+      this.#log.error({ cluster: this.name, server, code: 'OUTLIVE_MONITOR_REFUSED' }, sighting.message);
     }
     if (sighting.kind === 'facts') {
       const { facts } = sighting;
@@ -636,7 +665,11 @@ export class Cluster {
     if (this.#stopping.signal.aborted) return;
     const { standing, writable, refused } = elect(this.#seen(), this.#standing);
     this.#standing = standing;
-    for (const node of this.#nodes) this.#refuse(node, refused.get(node.state.name) ?? null);
+    for (const node of this.#nodes) {
+      // While it is away nobody knows what it will be when it comes back.
+      const kept = node.state.reachable ? null : node.refusal;
+      this.#refuse(node, refused.get(node.state.name) ?? kept);
+    }
     this.#change(this.#nodes.find(({ state }) => state.name === writable) ?? null);
     this.#spares.place(this.#writable, this.#nodes.filter(isStandby));
     this.#actions.consider();
@@ -647,6 +680,7 @@ export class Cluster {
     node.refusal = refusal;
     node.state.refused = refusal === null ? null : REFUSALS[refusal].words;
     const server = node.state.name;
+    if (refusal !== null) this.#spares.leave(node);
     if (refusal === null) this.#log.info({ cluster: this.name, server }, 'nothing stands against the server any more');
     else {
       const { code, words, advice } = REFUSALS[refusal];
@@ -670,7 +704,7 @@ export class Cluster {
       if (this.#waiting.size > 0) this.#hurry();
       return;
     }
-    this.#tenure = new AbortController();
+    this.#tenure = popularController();
     const facts = node.state.facts!;
     const fields = { cluster: this.name, server: node.state.name, timeline: facts.timeline };
     this.#log.info(fields, 'the server takes writes');
@@ -696,16 +730,20 @@ export class Cluster {
     if (timeline < 0 || facts.timeline <= timeline) return;
     // Where the switch point is not told, the position seen first lies a little beyond it: what is lost beyond that is lost surely.
     const switchPoint = (this.#codec as SwitchPoints).switchPoint?.(facts, timeline) ?? facts.position;
-    const missing = this.#commits.beyond(switchPoint);
-    if (missing === null) return;
-    const { count, atLeast, position } = missing;
+    const missing = this.#commits.part(switchPoint);
+    this.#lost = { type: 'lost-commits', server: node.state, count: 0, atLeast: false, position: -1n, switchPoint };
+    if (missing !== null) this.#tellLost({ ...this.#lost, ...missing });
+  }
+
+  #tellLost(event: LostCommits): void {
+    const { server, count, atLeast, position, switchPoint } = event;
     this.#stats.lostCommits += count;
-    const fields = { cluster: this.name, server: node.state.name, code: 'OUTLIVE_LOST_COMMITS', count, atLeast };
+    const numbers = { count, atLeast, position: String(position), switchPoint: String(switchPoint) };
     this.#log.error(
-      { ...fields, position: String(position), switchPoint: String(switchPoint), timeline },
+      { cluster: this.name, server: server.name, code: 'OUTLIVE_LOST_COMMITS', ...numbers },
       `${count} commits that clients were told of are missing on the promoted server; use synchronous replication where none may be lost`,
     );
-    this.#emit({ type: 'lost-commits', server: node.state, count, atLeast, position, switchPoint });
+    this.#emit(event);
   }
 
   #emit(event: ClusterEvent): void {

@@ -23,21 +23,27 @@ export class AcknowledgedCommits {
   #positions: bigint[] = [];
   #at = 0;
   #highest = -1n;
+  /** Where the history that goes on left the timeline; null while the timeline itself goes on. */
+  #parted: bigint | null = null;
 
-  /** A commit was acknowledged to a client. Called for every commit, so it only writes a number down. */
-  note(origin: ServerFacts, position: bigint): void {
+  /**
+   * A commit was acknowledged to a client. Called for every commit, so it only writes a number down.
+   * @returns false when it is known to be lost: the client's server was replaced by one that lacks it
+   */
+  note(origin: ServerFacts, position: bigint): boolean {
     if (origin.timeline !== this.#timeline || origin.system !== this.#system) {
-      // A straggler of a server that was replaced: what it lost was counted when the other one was promoted.
-      if (origin.timeline < this.#timeline) return;
+      // A straggler from long ago.
+      if (origin.timeline < this.#timeline) return true;
       this.#system = origin.system;
       this.#timeline = origin.timeline;
-      this.#positions = [];
-      this.#at = 0;
-      this.#highest = -1n;
+      this.#parted = null;
+      this.#forget();
     }
+    if (this.#parted !== null) return position < this.#parted;
     this.#positions[this.#at] = position;
     this.#at = (this.#at + 1) % REMEMBERED;
     if (position > this.#highest) this.#highest = position;
+    return true;
   }
 
   /** The timeline that the remembered commits are of; -1 when there are none. */
@@ -45,11 +51,19 @@ export class AcknowledgedCommits {
     return this.#timeline;
   }
 
-  /** What a server lacks whose history left the remembered timeline at `switchPoint`; null when nothing is known to be missing. */
-  beyond(switchPoint: bigint): Missing | null {
-    if (this.#highest < switchPoint) return null;
+  /** A server took over whose history left the remembered timeline at `switchPoint`: what does it lack? Null when nothing. */
+  part(switchPoint: bigint): Missing | null {
     const missing = this.#positions.filter((position) => position >= switchPoint).length;
-    const full = this.#positions.length === REMEMBERED;
-    return { count: missing, atLeast: full && missing === REMEMBERED, position: this.#highest };
+    const atLeast = missing === REMEMBERED;
+    const position = this.#highest;
+    this.#parted = switchPoint;
+    this.#forget();
+    return missing === 0 ? null : { count: missing, atLeast, position };
+  }
+
+  #forget(): void {
+    this.#positions = [];
+    this.#at = 0;
+    this.#highest = -1n;
   }
 }

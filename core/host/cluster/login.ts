@@ -63,3 +63,15 @@ export function codeOf(error: unknown): string {
   const code = (error as { code?: unknown } | null)?.code;
   return typeof code === 'string' ? code : error instanceof Error ? error.name : 'unknown';
 }
+
+/** What to say when a server does not know the gateway's own user, or has no room for it. */
+export function monitorRefused(server: string, code: string): string {
+  return `server ${server} does not let the monitor in (${code}); check its user, database and password, and max_connections`;
+}
+
+/** Takes a wire out of its owner's hands. */
+export function detach(wire: Wire): void {
+  wire.pause();
+  wire.onData = () => {};
+  wire.onClose = () => {};
+}

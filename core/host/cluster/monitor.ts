@@ -1,14 +1,14 @@
-import type { Codec, Identity, ServerError, ServerFacts } from '../../contract/index.js';
+import { type Codec, type Identity, ProtocolViolation, type ServerFacts } from '../../contract/index.js';
 import type { Wire } from '../../io/index.js';
 import type { ServerConfig } from '../config/index.js';
-import { codeOf, isGone, logIn } from './login.js';
+import { codeOf, detach, isGone, logIn, monitorRefused } from './login.js';
 import type { Outside } from './outside.js';
 
 /** What one probe brought. */
 export type Sighting =
   | { readonly kind: 'facts'; readonly facts: ServerFacts }
-  /** It answers, but does not let the monitor in: alive, and nothing is known of it. */
-  | { readonly kind: 'refused'; readonly error: ServerError }
+  /** It answers, but does not let the monitor in or does not tell it what it asks for: alive, and nothing is known of it. */
+  | { readonly kind: 'refused'; readonly code: string; readonly message: string }
   /** No answer; or, when `closed` is set, its own word that it is going down or starting up. */
   | { readonly kind: 'failed'; readonly code: string; readonly closed: boolean };
 
@@ -82,8 +82,11 @@ export class Monitor {
       const next = { fresh, done: Promise.resolve(STOPPED) };
       next.done = this.#running!.then((sighting) => {
         this.#next = null;
-        if (this.#stop.signal.aborted || sighting.kind === 'failed') return sighting;
-        return this.#begin(next.fresh);
+        if (this.#stop.signal.aborted) return sighting;
+        if (sighting.kind !== 'failed') return this.#begin(next.fresh);
+        // The round that is over has left it to this one to go on.
+        this.#schedule();
+        return sighting;
       });
       this.#next = next;
     } else if (fresh) this.#next.fresh = true;
@@ -131,10 +134,9 @@ export class Monitor {
   async #look(fresh: boolean): Promise<Sighting> {
     if (!fresh && this.#wire !== null) {
       const sighting = await this.#ask();
-      // The connection may have broken by itself; only a failed new one says something about the server.
-      if (sighting.kind === 'facts' || this.#stop.signal.aborted || sighting.code === 'OUTLIVE_EXCHANGE_TIMEOUT') {
-        return sighting;
-      }
+      // The connection may have broken by itself, or have been ended; what a new one shows is true of the server.
+      const silent = sighting.kind === 'failed' && sighting.code === 'OUTLIVE_EXCHANGE_TIMEOUT';
+      if (sighting.kind === 'facts' || silent || this.#stop.signal.aborted) return sighting;
     }
     const sighting = await this.#connect();
     if (sighting.kind === 'failed') this.#drop();
@@ -147,7 +149,7 @@ export class Monitor {
   }
 
   /** Probes over the connection at hand. */
-  async #ask(): Promise<Exclude<Sighting, { kind: 'refused' }>> {
+  async #ask(): Promise<Sighting> {
     const wire = this.#wire!;
     const rest = this.#rest;
     this.#wire = null;
@@ -155,7 +157,7 @@ export class Monitor {
     return this.#probeOver(wire, rest);
   }
 
-  async #probeOver(wire: Wire, rest: Uint8Array): Promise<Exclude<Sighting, { kind: 'refused' }>> {
+  async #probeOver(wire: Wire, rest: Uint8Array): Promise<Sighting> {
     const { codec, outside, server, timeout: timeoutMs } = this.#options;
     const run = { codec, server, rest, timeoutMs, signal: this.#stop.signal };
     try {
@@ -164,6 +166,8 @@ export class Monitor {
       return { kind: 'facts', facts: done.result };
     } catch (error) {
       wire.destroy();
+      // Whatever it said, it is there. Nobody must be promoted because the monitor lacks a right.
+      if (error instanceof ProtocolViolation) return { kind: 'refused', code: error.code, message: error.message };
       return { kind: 'failed', code: codeOf(error), closed: false };
     }
   }
@@ -175,9 +179,9 @@ export class Monitor {
     try {
       const login = await logIn(outside, { codec, server, identity: identity(), startup: null, timeoutMs, signal });
       if (!login.ok) {
-        return isGone(login)
-          ? { kind: 'failed', code: login.error.code, closed: true }
-          : { kind: 'refused', error: login.error };
+        const { code } = login.error;
+        if (isGone(login)) return { kind: 'failed', code, closed: true };
+        return { kind: 'refused', code, message: monitorRefused(server.name, code) };
       }
       this.#wireSince = outside.now();
       return await this.#probeOver(login.wire, login.rest);
@@ -220,11 +224,4 @@ export class Monitor {
     detach(wire);
     wire.destroy();
   }
-}
-
-/** Takes a wire out of its owner's hands. */
-export function detach(wire: Wire): void {
-  wire.pause();
-  wire.onData = () => {};
-  wire.onClose = () => {};
 }

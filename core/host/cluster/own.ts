@@ -1,10 +1,10 @@
 import { type Codec, CodedError, type Exchange, type Identity } from '../../contract/index.js';
 import type { Wire } from '../../io/index.js';
 import type { ServerConfig } from '../config/index.js';
-import { isGone, logIn } from './login.js';
+import { detach, isGone, logIn, monitorRefused } from './login.js';
 import { FIRST, Turns } from './logins.js';
-import { detach } from './monitor.js';
 import type { Outside } from './outside.js';
+import { either, popularController } from './waits.js';
 
 export interface OwnOptions {
   readonly server: ServerConfig;
@@ -29,7 +29,7 @@ interface Idle {
 /** The gateway's own connections to one server, for short questions. */
 export class OwnConnections {
   readonly #options: OwnOptions;
-  readonly #stop = new AbortController();
+  readonly #stop = popularController();
   readonly #turns = new Turns(MAX);
   readonly #idle: Idle[] = [];
 
@@ -41,9 +41,13 @@ export class OwnConnections {
    * Runs an exchange on a connection that is logged in as the monitor. When an idle connection turns out to be broken the exchange
    * is made again and run on a new one, so it must be one that may be repeated.
    */
-  run<R>(make: () => Exchange<R>, timeoutMs: number, signal: AbortSignal): Promise<R> {
-    const either = AbortSignal.any([signal, this.#stop.signal]);
-    return this.#turns.run(0, either, () => this.#run(make, timeoutMs, either));
+  async run<R>(make: () => Exchange<R>, timeoutMs: number, signal: AbortSignal): Promise<R> {
+    const wait = either(signal, this.#stop.signal);
+    try {
+      return await this.#turns.run(0, wait.signal, () => this.#run(make, timeoutMs, wait.signal));
+    } finally {
+      wait.release();
+    }
   }
 
   /** Closes everything. */
@@ -80,9 +84,13 @@ export class OwnConnections {
       logIn(outside, { codec, server, identity: identity(), startup: null, timeoutMs: left(), signal }),
     );
     if (login.ok) return over(login.wire, login.rest);
-    if (!isGone(login)) throw monitorRefused(server.name, login.error.code);
-    const message = `server ${server.name} starts up or goes down (${login.error.code})`;
-    throw new CodedError('OUTLIVE_SERVER_CLOSED', 'server', message);
+    const { code } = login.error;
+    if (!isGone(login)) throw new CodedError('OUTLIVE_MONITOR_REFUSED', 'config', monitorRefused(server.name, code));
+    throw new CodedError(
+      'OUTLIVE_NO_WRITABLE_SERVER',
+      'server',
+      `server ${server.name} starts up or goes down (${code})`,
+    );
   }
 
   #keep(wire: Wire, rest: Uint8Array): void {
@@ -109,13 +117,4 @@ export class OwnConnections {
     detach(wire);
     wire.destroy();
   }
-}
-
-/** The server does not know the gateway's own user, or has no room for it. */
-export function monitorRefused(server: string, code: string): CodedError {
-  return new CodedError(
-    'OUTLIVE_MONITOR_REFUSED',
-    'config',
-    `server ${server} does not let the monitor in (${code}); check its user, database and password, and max_connections`,
-  );
 }

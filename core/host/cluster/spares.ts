@@ -2,10 +2,10 @@ import { createHash } from 'node:crypto';
 import type { Codec, Identity, Log, LoginResult } from '../../contract/index.js';
 import type { Wire } from '../../io/index.js';
 import type { ServerConfig } from '../config/index.js';
-import { codeOf, logIn } from './login.js';
+import { codeOf, detach, logIn } from './login.js';
 import { LAST, type Turns } from './logins.js';
-import { detach } from './monitor.js';
 import type { Outside } from './outside.js';
+import { popularController } from './waits.js';
 
 /** A server as spares see it. Each server is one object. */
 export interface SpareHost {
@@ -74,7 +74,7 @@ interface Owner {
  */
 export class Spares {
   readonly #options: SparesOptions;
-  readonly #stop = new AbortController();
+  readonly #stop = popularController();
   readonly #owners = new Map<string, Owner>();
   readonly #busy = new Map<SpareHost, number>();
   readonly #notBefore = new Map<SpareHost, number>();
@@ -107,6 +107,11 @@ export class Spares {
     this.#primary = primary;
     this.#standbys = standbys;
     this.#fill();
+  }
+
+  /** The server is never to be used again as it is: lets its spares go. */
+  leave(host: SpareHost): void {
+    for (const { held } of this.#owners.values()) for (const one of [...(held.get(host) ?? [])]) this.#drop(one);
   }
 
   /** A session of this identity asks for a connection: hands out a spare on `host`, or null. */

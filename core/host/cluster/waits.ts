@@ -1,3 +1,4 @@
+import { setMaxListeners } from 'node:events';
 import type { Outside } from './outside.js';
 
 /** Longer times are no times for a timer. */
@@ -16,6 +17,27 @@ export interface Limit {
  * @param late makes the reason when the deadline comes first
  */
 export function limit(outside: Outside, deadline: number, sources: readonly AbortSignal[], late: () => Error): Limit {
+  const { controller, releases } = follow(sources);
+  const wait = deadline - outside.now();
+  if (wait <= 0) controller.abort(late());
+  else if (wait <= MAX_TIMER_MS) releases.push(outside.after(wait, () => controller.abort(late())));
+  return limitOf(controller, releases);
+}
+
+/** A wait that ends with the first of these signals. AbortSignal.any would leave traces in signals that live long. */
+export function either(...sources: AbortSignal[]): Limit {
+  const { controller, releases } = follow(sources);
+  return limitOf(controller, releases);
+}
+
+/** For a signal that many listen to. */
+export function popularController(): AbortController {
+  const controller = new AbortController();
+  setMaxListeners(0, controller.signal);
+  return controller;
+}
+
+function follow(sources: readonly AbortSignal[]): { controller: AbortController; releases: (() => void)[] } {
   const controller = new AbortController();
   const releases = sources.map((source) => {
     const quit = (): void => controller.abort(source.reason);
@@ -23,13 +45,14 @@ export function limit(outside: Outside, deadline: number, sources: readonly Abor
     else source.addEventListener('abort', quit, { once: true });
     return () => source.removeEventListener('abort', quit);
   });
-  const wait = deadline - outside.now();
-  if (wait <= 0) controller.abort(late());
-  else if (wait <= MAX_TIMER_MS) releases.push(outside.after(wait, () => controller.abort(late())));
+  return { controller, releases };
+}
+
+function limitOf({ signal }: AbortController, releases: readonly (() => void)[]): Limit {
   const release = (): void => {
     for (const each of releases) each();
   };
-  return { signal: controller.signal, release };
+  return { signal, release };
 }
 
 /** Waits; rejects with the signal's reason when that is aborted before. */
