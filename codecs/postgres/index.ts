@@ -14,7 +14,7 @@ import { dataRow, text } from './inject.js';
 import { type CancelKey, login } from './login.js';
 import { lookup } from './lookup.js';
 import { resolve } from './outcome.js';
-import { probe } from './probe.js';
+import { probe, switchPoint } from './probe.js';
 import { PostgresSession, type SharedFacts } from './session.js';
 import { CATALOGUE_QUERY, parseCatalogue, QueryCache } from './sql/index.js';
 
@@ -51,6 +51,7 @@ const postgres: Codec = {
   login,
   probe,
   resolve,
+  switchPoint,
   terminate,
   lookup,
   cancel,

@@ -33,6 +33,12 @@ export interface PostgresHistory {
   readonly checkpointTime: number;
 }
 
+/** Where the history of a server left a timeline; null when that is not known. */
+export function switchPoint({ history }: ServerFacts, timeline: number): bigint | null {
+  const left = (history as PostgresHistory).timelines?.find((entry) => entry.timeline === timeline);
+  return left === undefined ? null : parseLsn(left.switchLsn);
+}
+
 /** Microseconds since 1970 as text, the same whatever the session's time zone and date style. */
 const microseconds = (timestamp: string): string => `(extract(epoch FROM ${timestamp}) * 1000000)::bigint::text`;
 

@@ -15,11 +15,11 @@ import {
   ProtocolViolation,
   RELAY,
   type Request,
-  type ServerError,
   type SessionCodec,
   type SessionContext,
   type Side,
   type Sink,
+  SWALLOW,
   type TransactionStatus,
   VERDICT,
 } from '../../core/contract/index.js';
@@ -459,7 +459,7 @@ export class PostgresSession implements SessionCodec {
     const alone = this.collecting === end - start;
     const { mode, segments } = segment(analysis, this.status === 'idle' ? 'I' : this.status === 'open' ? 'T' : 'E');
     // A part that commits by itself and is followed by others would need a guard of its own in the middle.
-    const orderly = segments.length === 1 || segments.every((part) => part.kind !== 'implicit');
+    const orderly = segments.slice(0, -1).every((part) => part.kind !== 'implicit');
     if (mode === 'split' && alone && orderly) {
       for (let i = 0; i < segments.length; i++) {
         const part = new PgRequest();
@@ -628,7 +628,14 @@ export class PostgresSession implements SessionCodec {
       case PARAMETER_STATUS: {
         const nameEnd = terminator(bytes, start + 5, end);
         const name = text(bytes, start + 5, nameEnd);
-        this.parameter(name, text(bytes, nameEnd + 1, end - 1));
+        const value = text(bytes, nameEnd + 1, end - 1);
+        if (this.moving) {
+          this.restored.set(name, value);
+          return SWALLOW;
+        }
+        // What is repeated after a failover says again what the client knows.
+        if (this.told.get(name) === value) return SWALLOW;
+        this.parameter(name, value);
         return FORWARD;
       }
     }
@@ -729,6 +736,8 @@ export class PostgresSession implements SessionCodec {
     }
     this.undo.length = 0;
     this.inflight.length = 0;
+    this.restored.clear();
+    this.moving = true;
     this.guarded = false;
     this.status = 'idle';
     this.forceToken = false;
@@ -804,7 +813,9 @@ export class PostgresSession implements SessionCodec {
     return lost.map(({ what, name }) => ({ what, name }));
   }
 
-  /** Parameters as the new server reported them while the session was restored. */
+  /** From the loss of a server until {@link announce}: the client is not told of parameters one by one. */
+  private moving = false;
+  /** Parameters as the new server reported them while the session was restored and its open unit repeated. */
   private readonly restored = new Map<string, string>();
 
   // --------------------------------------------------------------------------------------------------------------- synthesis
@@ -828,6 +839,7 @@ export class PostgresSession implements SessionCodec {
     const parts: Uint8Array[] = [];
     const now = new Map([...(login.facts as LoginFacts).parameters, ...this.restored]);
     this.restored.clear();
+    this.moving = false;
     for (const [name, value] of now) {
       // A warm spare was logged in while its server was a standby; the server says so itself when that ends.
       if (name === 'in_hot_standby') continue;
@@ -859,7 +871,8 @@ export class PostgresSession implements SessionCodec {
         else if (frame === 'D') answers.push(frameOf(NO_DATA));
         else if (frame === 'E' || frame === 'Q') answers.push(COMMIT_COMPLETE);
       }
-      return Buffer.concat([...answers.slice(released), ready('idle')]);
+      if (!request.joined) answers.push(ready('idle'));
+      return Buffer.concat(answers.slice(released));
     },
     ready: (status: TransactionStatus): Uint8Array => ready(status),
     keepalive: (message: string): Uint8Array | null => buildNotice(message),
@@ -959,7 +972,8 @@ function tailFrames(bytes: Uint8Array, start: number, end: number): string {
   for (let at = start; at < end; ) {
     const length = (bytes[at + 1] << 24) | (bytes[at + 2] << 16) | (bytes[at + 3] << 8) | bytes[at + 4];
     // The Execute that caused the split is added by the caller.
-    if (at + 1 + length < end) out += String.fromCharCode(bytes[at]);
+    if (at + 1 + length < end)
+      out += bytes[at] === DESCRIBE ? describeFrame(bytes, at) : String.fromCharCode(bytes[at]);
     at += 1 + length;
   }
   return out;

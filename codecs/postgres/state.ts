@@ -153,7 +153,13 @@ export class SessionState {
 
   freeze(): unknown {
     const dirty = [...this.dirty].map(([kind, names]) => [kind, [...names]]);
-    return { entries: [...this.entries], observed: this.observed, dirty, custom: [...this.custom], unnamed: this.unnamed };
+    return {
+      entries: [...this.entries],
+      observed: this.observed,
+      dirty,
+      custom: [...this.custom],
+      unnamed: this.unnamed,
+    };
   }
 
   private rollbackTo(name: string): void {
@@ -161,7 +167,9 @@ export class SessionState {
       const savepoint = this.unit[i].facts.savepoint;
       if (savepoint?.op === 'savepoint' && savepoint.name === name) {
         // PREPARE and DEALLOCATE are not undone by a rollback, nor is what is done to a session's locks.
-        const kept = this.unit.slice(i + 1).filter(({ facts }) => isImmediate(facts) || facts.sessionFunctions.some(isLock));
+        const kept = this.unit
+          .slice(i + 1)
+          .filter(({ facts }) => isImmediate(facts) || facts.sessionFunctions.some(isLock));
         this.unit = [...this.unit.slice(0, i + 1), ...kept];
         return;
       }

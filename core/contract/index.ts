@@ -348,7 +348,7 @@ export interface SessionCodec {
     error(error: GatewayError, status: TransactionStatus): Uint8Array;
     /** An error that ends the connection. */
     fatal(error: GatewayError): Uint8Array;
-    /** The answer to a commit request that took effect although its answer was lost, without the first `released` frames that were delivered. */
+    /** The answer to a commit request that took effect although its answer was lost, without the first `released` frames that were delivered, and without the ready when it is joined. */
     committed(request: Request, released: number): Uint8Array;
     /** The ready alone. */
     ready(status: TransactionStatus): Uint8Array;
@@ -421,6 +421,8 @@ export interface Codec {
   probe?(): Exchange<ServerFacts>;
   /** Did the commit of this token take effect? Over a connection of the gateway's own to the server described by `server`. `origin` is the server as it was when the token was taken. */
   resolve?(token: OutcomeToken, origin: ServerFacts, server: ServerFacts): Exchange<Outcome>;
+  /** Where the history of `server` left `timeline`; null when that is not known. For counting acknowledged commits that are missing. */
+  switchPoint?(server: ServerFacts, timeline: number): bigint | null;
   /** Ends the session `backendId` on the server. True when it is gone. Over a connection of the gateway's own. */
   terminate?(backendId: string): Exchange<boolean>;
   /** Asks for the credentials of a user over a connection of the gateway's own (an auth query). */

@@ -43,6 +43,7 @@ export async function tryPlugins(config: Config, extensions: Extensions): Promis
     log: { debug: silent, info: silent, warn: silent, error: silent },
     signal: stop.signal,
     ask: refuse,
+    lookup: refuse,
     run: refuse,
     readFile: fileReader(config.baseDir),
   };

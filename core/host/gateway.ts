@@ -149,6 +149,20 @@ class RunningGateway implements Gateway {
           if (host.server === event.server) host.serverVoid();
         }
         break;
+      case 'primary-found':
+        // Started anew without a word to its old connections, as after a power loss.
+        for (const host of doors.flatMap((door) => door.sessions)) {
+          const { facts } = event.server;
+          if (
+            facts !== null &&
+            host.instance !== null &&
+            host.server === event.server &&
+            host.instance !== facts.instance
+          ) {
+            host.serverVoid();
+          }
+        }
+        break;
       case 'lost-commits':
         for (const door of doors) if (door.config.failover.lostCommit === 'stop') door.stopForLostCommits();
         break;

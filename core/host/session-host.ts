@@ -1,4 +1,5 @@
 import { randomBytes } from 'node:crypto';
+import { setTimeout as sleep } from 'node:timers/promises';
 import {
   type Blocker,
   type Codec,
@@ -35,6 +36,9 @@ export interface SessionEnvironment {
 
 /** Time that restoring a session's state may take on a server that answers. */
 const RESTORE_MS = 10_000;
+/** Waits after failed attempts to restore a session: from, to. */
+const BACKOFF_MS = 10;
+const MAX_BACKOFF_MS = 500;
 
 /**
  * One client connection: owns its wires, runs its exchanges, and feeds the pure {@link Session}. All that waits for the outside
@@ -56,6 +60,8 @@ export class SessionHost implements SessionIo {
   private statusTold: string | null = null;
   /** The present search for a server: from the loss until the session goes on. */
   private episode: { readonly since: number; readonly deadline: number; attempts: number } | null = null;
+  /** Attempts that the latest search took, and what was answered by then. */
+  private tried = { attempts: 0, answered: -1 };
   private keepalive: NodeJS.Timeout | null = null;
   /** Called once when all is over. */
   onEnd: () => void = () => {};
@@ -70,6 +76,11 @@ export class SessionHost implements SessionIo {
   /** The server that this session is on now, or null. */
   get server(): ServerState | null {
     return this.backend?.server ?? null;
+  }
+
+  /** The life of that server in which the connection was made, or null. */
+  get instance(): string | null {
+    return this.backend?.origin?.facts.instance ?? null;
   }
 
   /** True when the client waits for an answer or holds a transaction. */
@@ -443,7 +454,11 @@ export class SessionHost implements SessionIo {
     const { env } = this;
     if (this.episode === null) {
       const now = env.now();
-      this.episode = { since: now, deadline: now + env.listener.failover.wait, attempts: 0 };
+      // What the client waits for may be what takes the servers down: as long as it is not answered, its attempts add up.
+      const { session, tried } = this;
+      const again = session!.waiting && session!.answered === tried.answered;
+      const attempts = again ? tried.attempts : 0;
+      this.episode = { since: now, deadline: now + env.listener.failover.wait, attempts };
       this.keepalive ??= setInterval(() => {
         this.session?.keepalive('outlive: waiting for a server that accepts writes');
       }, env.listener.failover.keepalive);
@@ -460,7 +475,7 @@ export class SessionHost implements SessionIo {
     const codec = this.codec!;
     const { cluster, listener } = env;
     try {
-      for (;;) {
+      for (let failures = 0; ; ) {
         const episode = this.episode!;
         if (session.state === 'closed') return;
         if (episode.attempts > listener.failover.attempts && session.openUnit) {
@@ -474,6 +489,7 @@ export class SessionHost implements SessionIo {
         let connection: BackendConnection | null = null;
         try {
           if (session.inDoubt) await this.settleDoubt();
+          await this.endOldBackend();
           if ((session.state as string) === 'closed') return;
           const { identity, startup } = this.greeting!;
           connection = await cluster.acquire({
@@ -535,6 +551,9 @@ export class SessionHost implements SessionIo {
             { code: error.code, listener: listener.name },
             `a session could not be restored yet: ${error.message}`,
           );
+          // A server that lets sessions in and then fails them is not stormed.
+          const pause = Math.min(MAX_BACKOFF_MS, BACKOFF_MS * 2 ** failures++);
+          await sleep(pause, undefined, { signal: this.abort.signal }).catch(() => {});
         }
       }
     } catch (error) {
@@ -586,6 +605,26 @@ export class SessionHost implements SessionIo {
     }
   }
 
+  /**
+   * Where only the connection broke and the server has not noticed, its old session still holds the locks of this one, and what is
+   * about to be repeated would wait for them.
+   */
+  private async endOldBackend(): Promise<void> {
+    const { origin } = this;
+    const { cluster, log } = this.env;
+    if (origin === null || origin === this.endedOrigin || cluster.primary() !== origin.server) return;
+    try {
+      if ((await cluster.doubt(origin.server, origin.facts.instance)) !== 'same') return;
+      await cluster.terminate(origin.server, origin.backendId);
+      this.endedOrigin = origin;
+    } catch (error) {
+      log.debug({ server: origin.server.name, code: (error as CodedError).code }, 'an old session could not be ended');
+    }
+  }
+
+  /** The origin whose session was ended. */
+  private endedOrigin: BackendConnection['origin'] = null;
+
   replayed(result: 'done' | 'diverged' | 'retry'): void {
     const { stats } = this.env;
     stats.count(stats.replays, result);
@@ -603,7 +642,10 @@ export class SessionHost implements SessionIo {
   }
 
   private endEpisode(): void {
-    if (this.episode !== null) this.env.stats.pause((this.env.now() - this.episode.since) / 1000);
+    if (this.episode !== null) {
+      this.env.stats.pause((this.env.now() - this.episode.since) / 1000);
+      this.tried = { attempts: this.episode.attempts, answered: this.session!.answered };
+    }
     this.episode = null;
     if (this.keepalive !== null) clearInterval(this.keepalive);
     this.keepalive = null;

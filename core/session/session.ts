@@ -100,6 +100,8 @@ export class Session implements Sink {
   /** What the client was last told about its transaction. */
   clientStatus: TransactionStatus = 'idle';
   readonly unit = new Unit();
+  /** How many requests and units were answered to their end: the measure of progress. */
+  answered = 0;
 
   // From the client.
   private readonly window = new ByteWindow();
@@ -623,6 +625,8 @@ export class Session implements Sink {
       }
       if (h.treatment === RELAY) {
         if (verifier) {
+          // Notices come again with what is repeated; anything else that answers no request is news.
+          if (h.asynchronous && !h.notice && !this.midFrame) this.io.toClient(bytes.subarray(at, frameEnd));
           const verdict = h.asynchronous ? h.length : this.verify(head, bytes.subarray(at, frameEnd));
           if (verdict < 0) return;
           run = at + verdict;
@@ -674,6 +678,7 @@ export class Session implements Sink {
       }
       if (verifier) {
         const piece = h.asynchronous ? null : this.codec.canonical(bytes, at, frameEnd);
+        if (h.asynchronous && disposition === FORWARD) this.io.toClient(bytes.subarray(at, frameEnd));
         if (piece !== null) {
           const verdict = this.verify(head, piece);
           if (verdict < 0) return;
@@ -766,6 +771,7 @@ export class Session implements Sink {
     if (status === 'idle') {
       this.endUnit(head.record!, !head.failed);
     } else {
+      this.answered++;
       head.record!.status = status;
       this.projectedOpen = true;
       if (this.poisoned) this.records = this.records.filter((r) => r !== head.record);
@@ -802,6 +808,7 @@ export class Session implements Sink {
     const unit = this.unit;
     if (unit.token !== null && unit.commitSent && ok) this.io.acknowledged(unit.token.position);
     this.stats.units++;
+    this.answered++;
     if (this.records.length === 1) this.records.length = 0;
     else this.records.splice(0, this.records.indexOf(record) + 1);
     unit.reset();
@@ -811,6 +818,7 @@ export class Session implements Sink {
 
   private afterReady(bytes: Uint8Array, run: number, at: number): void {
     this.io.toClient(run === 0 && at === bytes.length ? bytes : bytes.subarray(run, at));
+    if (this.announcing !== null) this.announce();
     this.settle();
   }
 
@@ -925,7 +933,8 @@ export class Session implements Sink {
       if (error.meaning === 'retry' && head?.verifier) this.retryable = true;
       return;
     }
-    if (error.meaning === 'read-only' || error.meaning === 'terminated' || error.meaning === 'server-lost')
+    if (this.judged) this.judged = false;
+    else if (error.meaning === 'read-only' || error.meaning === 'terminated' || error.meaning === 'server-lost')
       this.doubtError = error;
   }
 
@@ -956,6 +965,8 @@ export class Session implements Sink {
   }
 
   private doubted: ServerError | null = null;
+  /** The error that comes next was doubted, and is the server's ordinary answer. */
+  private judged = false;
 
   /** The topology says that the server's words are someone's will: the client gets them. */
   intent(): void {
@@ -965,21 +976,20 @@ export class Session implements Sink {
     this.doubtRest = EMPTY;
     const fatal = this.doubted!.fatal;
     this.doubted = null;
+    if (!fatal) {
+      this.judged = true;
+      this.process(rest, 0, rest.length);
+      this.hearAgain();
+      return;
+    }
     // The first frame is the error; it was decoded already.
     const h = this.header;
     this.codec.peek(BACKEND, rest, 0, rest.length, h);
     const frame = rest.subarray(0, h.length);
     if (this.verdict.length > 0) this.releaseHeld(this.pending[0]?.record ?? null);
     this.io.toClient(frame);
-    const record = this.pending[0]?.record ?? null;
-    if (record !== null) this.log(record, frame);
-    if (fatal) {
-      this.close();
-      this.io.closeClient();
-      return;
-    }
-    if (h.length < rest.length) this.process(rest, h.length, rest.length);
-    this.hearAgain();
+    this.close();
+    this.io.closeClient();
   }
 
   // ----------------------------------------------------------------------------------------------------- loss and recovery
@@ -1053,8 +1063,7 @@ export class Session implements Sink {
       this.guarding = false;
       this.releaseHeld(null);
       this.io.toClient(this.codec.synthesize.ready('idle'));
-    } else if (last.request.joined) this.heldReady = null;
-    else this.io.toClient(this.codec.synthesize.committed(last.request, last.answer.frames(this.canon)));
+    } else this.io.toClient(this.codec.synthesize.committed(last.request, last.answer.frames(this.canon)));
     this.clientStatus = 'idle';
     for (const { request } of this.records) this.inputOver(request);
     this.endUnit(last, true);
@@ -1131,8 +1140,7 @@ export class Session implements Sink {
 
   /** The state is there. Repeats the open unit, or puts the transaction into the failed state, or goes on. */
   restored(login: LoginResult): void {
-    const announce = this.codec.announce(login);
-    if (announce.length > 0 && !this.midFrame) this.io.toClient(announce);
+    this.announcing = login;
     this.projectedOpen = false;
     this.guarding = false;
     this.verdict = [];
@@ -1277,8 +1285,20 @@ export class Session implements Sink {
 
   private resume(): void {
     this.step('resume');
+    this.announce();
     this.io.resumed();
     this.pump();
+  }
+
+  /** The new server whose differences the client was not told of yet. */
+  private announcing: LoginResult | null = null;
+
+  /** Tells the client what is different on the new server, after all that was repeated, and not amid a frame. */
+  private announce(): void {
+    if (this.announcing === null || this.midFrame) return;
+    const bytes = this.codec.announce(this.announcing);
+    this.announcing = null;
+    if (bytes.length > 0) this.io.toClient(bytes);
   }
 
   /** No writable server came in time. Whoever waits is told; the next request tries again. */

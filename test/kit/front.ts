@@ -1,5 +1,5 @@
-import { afterAll, afterEach, beforeAll } from 'vitest';
 import type pg from 'pg';
+import { afterAll, afterEach, beforeAll } from 'vitest';
 import {
   type EmbeddedClient,
   type EmbeddedOptions,
@@ -83,7 +83,10 @@ export class Front {
     const made = await launchGateway(addresses, {
       log,
       ...overrides,
-      cluster: { ...overrides.cluster, monitor: { user: 'postgres', interval: '100ms', ...overrides.cluster?.monitor } },
+      cluster: {
+        ...overrides.cluster,
+        monitor: { user: 'postgres', interval: '100ms', ...overrides.cluster?.monitor },
+      },
     });
     this.atEnd(() => made.stop());
     this.atEnd(() => {
@@ -95,7 +98,9 @@ export class Front {
   /** A client of the pg driver; ended with the test. */
   async pg(to: { readonly port: number }, config: pg.ClientConfig = {}): Promise<PgClient> {
     const client = await connectPg(to, config);
-    this.atEnd(() => (client as unknown as { connection: { stream: { destroy(): void } } }).connection.stream.destroy());
+    this.atEnd(() =>
+      (client as unknown as { connection: { stream: { destroy(): void } } }).connection.stream.destroy(),
+    );
     return client;
   }
 

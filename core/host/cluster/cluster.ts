@@ -45,9 +45,6 @@ export interface ClusterOptions {
   readonly outside?: Outside;
 }
 
-/** What a codec offers besides the contract where it can: where `server`'s history left `timeline`; null when unknown. */
-type SwitchPoints = { switchPoint?(server: ServerFacts, timeline: number): bigint | null };
-
 /** How often servers are probed while sessions wait for one: over a connection at hand, and where each probe needs a login. */
 const FAST_MS = 10;
 const FAST_LOGIN_MS = 50;
@@ -729,7 +726,7 @@ export class Cluster {
     const { timeline } = this.#commits;
     if (timeline < 0 || facts.timeline <= timeline) return;
     // Where the switch point is not told, the position seen first lies a little beyond it: what is lost beyond that is lost surely.
-    const switchPoint = (this.#codec as SwitchPoints).switchPoint?.(facts, timeline) ?? facts.position;
+    const switchPoint = this.#codec.switchPoint?.(facts, timeline) ?? facts.position;
     const missing = this.#commits.part(switchPoint);
     this.#lost = { type: 'lost-commits', server: node.state, count: 0, atLeast: false, position: -1n, switchPoint };
     if (missing !== null) this.#tellLost({ ...this.#lost, ...missing });

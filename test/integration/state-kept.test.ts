@@ -1,0 +1,243 @@
+import { describe, expect, it } from 'vitest';
+import { type DatabaseError, errorOf, useFront } from '../kit/front.js';
+import type { PgClient } from '../kit/gateway.js';
+
+/** F19: state of a session that a new server is brought to. */
+const front = useFront({}, 'create table t (id int, v text); select lo_from_bytea(4711, $$large$$)');
+
+const lost = (...names: string[]) => ({
+  code: '55000',
+  detail: expect.stringContaining('OUTLIVE_STATE_LOST'),
+  message: expect.stringMatching(new RegExp(['lost: ', ...names].map((name) => `(?=.*${name})`).join(''))),
+});
+
+/** The error comes once, and what follows works. */
+async function worksAgain(client: PgClient): Promise<void> {
+  expect((await client.query('select 1 as one')).rows).toEqual([{ one: 1 }]);
+  await client.query('begin');
+  await client.query("insert into t values (1, 'after')");
+  await client.query('commit');
+  expect(client.errors).toEqual([]);
+}
+
+/** The client's next statement after a failover, wherever the client stands. */
+async function next(client: PgClient): Promise<DatabaseError> {
+  return await errorOf(client.query('select 2'));
+}
+
+describe('session advisory locks', () => {
+  const held = async () =>
+    (
+      await front.pair.primary.query<{ id: string }>(
+        "select format('%s/%s/%s/%s', classid, objid, objsubid, mode) as id from pg_locks where locktype = 'advisory' order by 1",
+      )
+    ).rows.map(({ id }) => id);
+
+  it('are taken again, idle and in a transaction', async () => {
+    const gateway = await front.gateway();
+    const [idle, inside] = [await front.pg(gateway), await front.pg(gateway)];
+    await idle.query('select pg_advisory_lock(-5), pg_advisory_lock_shared(7), pg_advisory_lock(1, -2)');
+    await inside.query('select pg_advisory_lock($1)', ['9007199254740993']);
+    await inside.query('begin');
+    await inside.query('select pg_try_advisory_lock(20)');
+    await inside.query('select pg_advisory_xact_lock(21)');
+    const before = await held();
+    expect(before.length).toBe(6);
+    await front.failover();
+    await idle.query('select 1');
+    await inside.query('select 1');
+    expect(await held()).toEqual(before);
+    await inside.query('commit');
+    expect(
+      (await inside.query('select pg_advisory_unlock(20) as a, pg_advisory_unlock(9007199254740993) as b')).rows,
+    ).toEqual([{ a: true, b: true }]);
+    expect((await idle.query('select pg_advisory_unlock(-5) as a, pg_advisory_unlock(1, -2) as b')).rows).toEqual([
+      { a: true, b: true },
+    ]);
+    await front.pair.rebuild();
+    await front.failover();
+    await idle.query('select 1');
+    expect(await held()).toEqual(['0/7/1/ShareLock']);
+  });
+
+  it('that somebody else took meanwhile are named, and only those', async () => {
+    const gateway = await front.gateway();
+    const client = await front.pg(gateway);
+    await client.query('select pg_advisory_lock(30), pg_advisory_lock(31)');
+    front.nextProxy.holdServerReplies();
+    await front.failover();
+    const thief = await front.direct();
+    await thief.query('select pg_advisory_lock(30)');
+    front.proxy.release();
+    expect(await next(client)).toMatchObject(lost('session advisory lock'));
+    await worksAgain(client);
+    await thief.end();
+    // The other one is still the session's, also after another failover.
+    expect(await held()).toEqual(['0/31/1/ExclusiveLock']);
+    await front.pair.rebuild();
+    await front.failover();
+    await worksAgain(client);
+    expect(await held()).toEqual(['0/31/1/ExclusiveLock']);
+  });
+
+  it('that are lost inside of a transaction fail it', async () => {
+    const gateway = await front.gateway();
+    const client = await front.pg(gateway);
+    await client.query('select pg_advisory_lock(40)');
+    await client.query('begin');
+    await client.query("insert into t values (400, 'x')");
+    front.nextProxy.holdServerReplies();
+    await front.failover();
+    const thief = await front.direct();
+    await thief.query('select pg_advisory_lock(40)');
+    front.proxy.release();
+    expect(await next(client)).toMatchObject(lost('session advisory lock'));
+    await client.query('rollback');
+    await worksAgain(client);
+    expect((await client.query('select from t where id = 400')).rowCount).toBe(0);
+  });
+
+  it('are taken again where only the connection broke and the server has not noticed', async () => {
+    const gateway = await front.gateway();
+    const client = await front.pg(gateway);
+    const connection = await front.connectionOf(() => client.query('select pg_advisory_lock(50)'), 'lock(50)');
+    await client.query('select 1');
+    // The server goes on waiting for a client that is gone.
+    connection.strand();
+    expect((await client.query('select 1 as one')).rows).toEqual([{ one: 1 }]);
+    expect(await held()).toEqual(['0/50/1/ExclusiveLock']);
+    await worksAgain(client);
+  });
+
+  it('stay when a temporary table is lost', async () => {
+    const gateway = await front.gateway();
+    const client = await front.pg(gateway);
+    await client.query('select pg_advisory_lock(60)');
+    await client.query('create temp table scratch (id int)');
+    await front.failover();
+    expect(await next(client)).toMatchObject(lost('temporary table scratch'));
+    await front.pair.rebuild();
+    await front.failover();
+    await worksAgain(client);
+    expect(await held()).toEqual(['0/60/1/ExclusiveLock']);
+  });
+});
+
+describe('large objects', () => {
+  it('keep their descriptors in the open transaction', async () => {
+    const gateway = await front.gateway();
+    const client = await front.pg(gateway);
+    await client.query('begin');
+    const { rows } = await client.query("select lo_open(4711, x'60000'::int) as fd");
+    expect((await client.query('select lowrite($1, $2) as n', [rows[0].fd, Buffer.from('LA')])).rows).toEqual([
+      { n: 2 },
+    ]);
+    await front.failover();
+    expect((await client.query('select lo_tell($1) as at', [rows[0].fd])).rows).toEqual([{ at: 2 }]);
+    expect((await client.query('select loread($1, 9) as v', [rows[0].fd])).rows[0].v.toString()).toBe('rge');
+    await client.query('commit');
+    expect((await client.query('select lo_get(4711) as v')).rows[0].v.toString()).toBe('LArge');
+    // A descriptor ends with its transaction, as on the server itself.
+    expect((await errorOf(client.query('select lo_tell($1)', [rows[0].fd]))).code).toBe('42704');
+    await worksAgain(client);
+  });
+});
+
+describe('LISTEN', () => {
+  it('goes on, also when it was said in a transaction whose commit was in doubt', async () => {
+    const gateway = await front.gateway();
+    const client = await front.pg(gateway);
+    const heard: string[] = [];
+    client.on('notification', ({ channel, payload }) => heard.push(`${channel} ${payload}`));
+    await client.query('listen one; listen gone');
+    await client.query('unlisten gone');
+    await client.query('begin');
+    await client.query('listen two');
+    await client.query('insert into t values (500)');
+    front.proxy.when(
+      'client',
+      (bytes) => bytes.includes('COMMIT\0'),
+      (connection) => connection.holdServerReplies(),
+    );
+    const commit = client.query('COMMIT');
+    await front.appears('select from t where id = 500');
+    await front.failover();
+    await commit;
+    await client.query('select 1');
+    await front.pair.primary.query("select pg_notify(c, 'x') from unnest(array['one', 'two', 'gone']) c");
+    while (heard.length < 2) await client.query('select 1');
+    expect(heard.sort()).toEqual(['one x', 'two x']);
+    await worksAgain(client);
+  });
+});
+
+describe('settings', () => {
+  const read = async (client: PgClient, names: string[]) =>
+    (
+      await client.query('select name, current_setting(name, true) as value from unnest($1::text[]) name', [names])
+    ).rows.map(({ name, value }) => `${name}=${value}`);
+
+  it('made by set_config come back: literals, parameters, custom and lists', async () => {
+    const gateway = await front.gateway();
+    const client = await front.pg(gateway);
+    await client.query("select set_config('app.literal', 'it''s \\', false), set_config('work_mem', '7MB', false)");
+    await client.query('select set_config($1, $2, false)', ['app.bound', 'b']);
+    await client.query('select set_config($1, $2, $3)', ['app.all_bound', 'c', false]);
+    await client.query({ name: 'named', text: 'select set_config($1, $2, false)', values: ['App.Named', 'd'] });
+    await client.query('select set_config($1, $2, false)', ['search_path', 'pg_catalog, "odd, name"']);
+    await client.query('begin');
+    await client.query("select set_config('app.kept', 'e', false)");
+    await client.query("select set_config('app.local', 'f', true)");
+    await client.query('commit');
+    await client.query('begin');
+    await client.query("select set_config('app.undone', 'g', false)");
+    await client.query('rollback');
+    await client.query("set app.set = 'h'");
+    await client.query('set role pg_monitor');
+    const names = [
+      ...['literal', 'bound', 'all_bound', 'named', 'kept', 'local', 'undone', 'set'].map((name) => `app.${name}`),
+      ...['work_mem', 'search_path', 'role'],
+    ];
+    const before = await read(client, names);
+    await front.failover();
+    const after = await read(client, names);
+    // An undone custom setting is an empty one on a server that has heard of it, and none on another.
+    expect(after.map((each) => each.replace(/=null$/, '='))).toEqual(before.map((each) => each.replace(/=null$/, '=')));
+    expect(client.errors).toEqual([]);
+  });
+
+  it('whose name only the server knows are named when they are lost', async () => {
+    const gateway = await front.gateway();
+    const client = await front.pg(gateway);
+    await client.query("select set_config('app.' || 'computed', 'x', false)");
+    await front.failover();
+    expect(await next(client)).toMatchObject(lost('session setting'));
+    await worksAgain(client);
+    await front.pair.rebuild();
+    await front.failover();
+    await worksAgain(client);
+  });
+
+  it('and statements that cannot be restored are named once, without data', async () => {
+    const gateway = await front.gateway();
+    const client = await front.pg(gateway);
+    await client.query('create temp table scratch (id int)');
+    await client.query({ name: 'by_name', text: 'select * from scratch' });
+    await client.query('prepare in_sql as select id + 1 from scratch');
+    await client.query("set role to 'pg_monitor'");
+    await client.query('reset role');
+    await client.query('prepare kept as select 1 as one');
+    await front.failover();
+    const error = await next(client);
+    expect(error).toMatchObject(lost('temporary table scratch'));
+    expect(error.message).toContain('prepared statement by_name');
+    expect(error.message).toContain('prepared statement in_sql');
+    expect(error.message).not.toContain('select');
+    expect((await client.query('execute kept')).rows).toEqual([{ one: 1 }]);
+    await worksAgain(client);
+    await front.pair.rebuild();
+    await front.failover();
+    await worksAgain(client);
+    expect((await client.query('execute kept')).rows).toEqual([{ one: 1 }]);
+  });
+});
