@@ -7,6 +7,7 @@ import {
   ProtocolViolation,
   type SessionContext,
 } from '../../core/contract/index.js';
+import { activity } from './activity.js';
 import { cancel, terminate } from './cancel.js';
 import { buildGatewayError } from './errors.js';
 import { AUTH_METHODS, AUTHENTICATION_OK, greet } from './greet.js';
@@ -53,6 +54,7 @@ const postgres: Codec = {
   resolve,
   switchPoint,
   terminate,
+  activity,
   lookup,
   cancel,
 

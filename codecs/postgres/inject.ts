@@ -103,6 +103,7 @@ export class XactToken implements TokenInjection {
   readonly readies = 2;
   readonly bytes: Uint8Array;
   private error: ServerError | null = null;
+  private raw: Uint8Array | null = null;
   private readonly values: (bigint | null)[] = [];
 
   /** @param force assign an id even if none is assigned yet: for work that gets one only inside COMMIT (NOTIFY) */
@@ -111,8 +112,11 @@ export class XactToken implements TokenInjection {
   }
 
   frame(bytes: Uint8Array, start: number, end: number): void {
-    if (bytes[start] === 0x45) this.error = parseError(bytes, start, end);
-    else if (bytes[start] === 0x56) {
+    if (bytes[start] === 0x45) {
+      if (this.error !== null) return;
+      this.error = parseError(bytes, start, end);
+      this.raw = Uint8Array.prototype.slice.call(bytes, start, end);
+    } else if (bytes[start] === 0x56) {
       const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
       this.values.push(view.getInt32(start + 5) < 0 ? null : view.getBigUint64(start + 9));
     }
@@ -123,7 +127,7 @@ export class XactToken implements TokenInjection {
   }
 
   errorBytes(): Uint8Array | null {
-    return null;
+    return this.raw;
   }
 
   token(): OutcomeToken | null {

@@ -255,7 +255,7 @@ export class PostgresSession implements SessionCodec {
           return true;
         case NOTICE:
         case NOTIFICATION:
-          out.treatment = RELAY;
+          out.treatment = type === NOTICE ? INSPECT : RELAY;
           out.asynchronous = true;
           out.notice = type === NOTICE;
           return true;
@@ -265,13 +265,13 @@ export class PostgresSession implements SessionCodec {
     }
     switch (type) {
       case COPY_DATA:
-        out.treatment = RELAY;
+        out.treatment = this.strayInput ? INSPECT : RELAY;
         return true;
       case COPY_DONE:
       case COPY_FAIL:
         // Input passes peek once and is seen nowhere else.
         if (this.copyIn !== null && this.copyEnd === 'open') this.copyEnd = 'done';
-        out.treatment = RELAY;
+        out.treatment = this.strayInput ? INSPECT : RELAY;
         return true;
       case SYNC:
         out.treatment = INSPECT;
@@ -303,6 +303,11 @@ export class PostgresSession implements SessionCodec {
       default:
         throw new ProtocolViolation(`unknown message type ${printable(type)}`, 'client');
     }
+  }
+
+  /** True in the midst of a batch, where input answers no COPY: it stays in its place, and the server ignores it. */
+  private get strayInput(): boolean {
+    return this.collecting > 0 && this.copyIn === null;
   }
 
   decode(side: Side, bytes: Uint8Array, start: number, end: number, sink: Sink): Disposition {
@@ -398,6 +403,10 @@ export class PostgresSession implements SessionCodec {
         this.collecting = 0;
         sink.goodbye();
         return;
+      case COPY_DATA:
+      case COPY_DONE:
+      case COPY_FAIL:
+        return;
     }
     if (type !== DESCRIBE) this.group.frames += String.fromCharCode(type);
     if (this.collecting > GROUP_LIMIT && this.group.executes > 0) this.emitJoined(bytes, end, 0, sink);
@@ -430,13 +439,16 @@ export class PostgresSession implements SessionCodec {
     const ops = head.ops;
     const collected = this.collecting;
     const headBytes = Buffer.concat([bytes.subarray(end - collected, end - tail), SYNC_BYTES]);
-    // Everything that stands between the last Execute and the split belongs to the tail: Bind and Describe, which need no
-    // confirmation of their own.
     head.joined = true;
     head.mustGuard = true;
     this.group = new PgRequest();
-    this.group.frames = tailFrames(bytes, end - tail, end);
-    head.ops = ops;
+    const frames = tailFrames(bytes, end - tail, end);
+    head.frames = head.frames.slice(0, head.frames.length - frames.length);
+    this.group.frames = frames;
+    // Each part gets the confirmations of its own messages.
+    const later = [...frames].filter((type) => type === 'P' || type === 'C').length;
+    if (later > 0) this.group.ops = ops!.splice(-later);
+    head.ops = ops?.length ? ops : null;
     this.collecting = tail;
     this.finish(head);
     sink.request(head, headBytes, 0, headBytes.length);
@@ -625,6 +637,8 @@ export class PostgresSession implements SessionCodec {
       case COPY_BOTH:
         sink.passThrough('replication stream');
         return FORWARD;
+      case NOTICE:
+        return isQuickDeath(bytes, start, end) ? SWALLOW : FORWARD;
       case PARAMETER_STATUS: {
         const nameEnd = terminator(bytes, start + 5, end);
         const name = text(bytes, start + 5, nameEnd);
@@ -661,6 +675,7 @@ export class PostgresSession implements SessionCodec {
 
   private unitEnd(committed: boolean): void {
     this.state.unitEnd(committed);
+    this.believed = null;
     if (this.changesCatalogue && committed) this.stale = true;
     this.changesCatalogue = false;
     this.undo.length = 0;
@@ -729,6 +744,10 @@ export class PostgresSession implements SessionCodec {
   readonly token = (): XactToken => new XactToken(this.forceToken);
 
   rewind(): void {
+    // A replay that was cut short has seen less than the client.
+    if (this.undo.length >= (this.believed?.changes ?? 0)) {
+      this.believed = { prepared: [...this.prepared], changes: this.undo.length };
+    }
     for (let i = this.undo.length - 1; i >= 0; i--) {
       const [name, before] = this.undo[i];
       if (before === undefined) this.prepared.delete(name);
@@ -744,6 +763,19 @@ export class PostgresSession implements SessionCodec {
     this.transactionTag = '';
     this.state.rewind(this.observing);
     this.observing = false;
+  }
+
+  /** Prepared statements of the open unit as the client knows them, while it is being repeated. */
+  private believed: { readonly prepared: readonly [string, Prepared][]; readonly changes: number } | null = null;
+
+  abandon(): void {
+    if (this.believed !== null && this.undo.length < this.believed.changes) {
+      this.prepared.clear();
+      for (const [name, prepared] of this.believed.prepared) this.prepared.set(name, prepared);
+    }
+    this.believed = null;
+    this.undo.length = 0;
+    this.state.abandon();
   }
 
   /** The end of the unit that ended last waits for the answer to {@link observe}. */
@@ -810,7 +842,8 @@ export class PostgresSession implements SessionCodec {
     }
     // Only now: before, another server would have been asked for all of it.
     for (const { forget } of lost) forget();
-    return lost.map(({ what, name }) => ({ what, name }));
+    // The unnamed statement (the only one without a name) lasts until the next: few clients use it twice, and they get the server's error.
+    return lost.filter(({ name }) => name !== '').map(({ what, name }) => ({ what, name }));
   }
 
   /** From the loss of a server until {@link announce}: the client is not told of parameters one by one. */
@@ -950,6 +983,15 @@ const UNWRAPPABLE: ReadonlySet<StatementFacts['effect']> = new Set([
   'rollbackPrepared',
   'opaque',
 ] as const);
+
+/**
+ * The last words of a backend that its postmaster ends at once, after a crash or for an immediate shutdown: a warning that the
+ * transaction is rolled back and the connection ends. Neither is so for the client, whose session goes on.
+ */
+function isQuickDeath(bytes: Uint8Array, start: number, end: number): boolean {
+  const frame = Buffer.from(bytes.buffer, bytes.byteOffset + start, end - start);
+  return frame.includes('\0Rquickdie\0') && parseError(bytes, start, end).fields.R === 'quickdie';
+}
 
 function endsTransaction(facts: StatementFacts): boolean {
   return facts.effect === 'commit' || facts.effect === 'rollback' || facts.effect === 'prepareTransaction';

@@ -62,6 +62,7 @@ export class SessionState {
   /** The unit is over; its changes count or do not. */
   unitEnd(committed: boolean): void {
     const unit = this.unit;
+    this.believed = [];
     if (unit.length === 0) return;
     this.before = new Map([...this.dirty].map(([kind, names]) => [kind, new Set(names)]));
     this.unit = [];
@@ -73,8 +74,22 @@ export class SessionState {
 
   /** The unit will be repeated; with `held` the one that ended last, too. */
   rewind(held: boolean): void {
+    const immediate = this.unit.filter((change) => isImmediate(change.facts));
+    // A replay that was cut short has seen less than the client.
+    if (immediate.length >= this.believed.length) this.believed = immediate;
     this.unit = [];
     if (held) this.dirty = new Map(this.before);
+  }
+
+  /** What the open unit did that outlives its rollback, as the client knows it, while it is being repeated. */
+  private believed: Change[] = [];
+
+  /** The open unit will not be repeated after all. */
+  abandon(): void {
+    const immediate = this.unit.filter((change) => isImmediate(change.facts));
+    for (const change of immediate.length >= this.believed.length ? immediate : this.believed) this.apply(change);
+    this.believed = [];
+    this.unit = [];
   }
 
   /** True when there is something that only the server can tell. */

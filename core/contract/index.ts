@@ -271,6 +271,9 @@ export interface TokenInjection extends Injection {
 
 // ---------------------------------------------------------------------------------------------------------------- codec
 
+/** What a session does on its server: it works on something, waits for its client (to speak, or to listen), or is not there. */
+export type Activity = 'working' | 'waiting' | 'gone';
+
 /** What the core tells a codec when it makes one for a session. */
 export interface SessionContext {
   readonly greeting: Extract<Greeting, { kind: 'session' }>;
@@ -317,6 +320,8 @@ export interface SessionCodec {
    * state: they are about to be repeated.
    */
   rewind(): void;
+  /** The open unit will not be repeated after all: what of it outlives a rollback is kept, as far as the client knows of it. */
+  abandon(): void;
 
   /**
    * An injection that asks the server what the codec must know of the session's state after the unit that just ended, or null.
@@ -425,6 +430,8 @@ export interface Codec {
   switchPoint?(server: ServerFacts, timeline: number): bigint | null;
   /** Ends the session `backendId` on the server. True when it is gone. Over a connection of the gateway's own. */
   terminate?(backendId: string): Exchange<boolean>;
+  /** What does the session `backendId` do on the server? Null when that cannot be told. Over a connection of the gateway's own. */
+  activity?(backendId: string): Exchange<Activity | null>;
   /** Asks for the credentials of a user over a connection of the gateway's own (an auth query). */
   lookup?(query: string, user: string): Exchange<Secret | null>;
   /** The whole dialogue of a cancel request, on a connection of its own. */

@@ -128,7 +128,9 @@ class RunningGateway implements Gateway {
     const { cert, key, mode } = config.tls;
     const tls =
       mode === 'off' || cert === null || key === null ? null : serverTls({ cert: cert.text, key: key.text.reveal() });
-    const door = new Door(config, codec, cluster, credentials, tls, this.log, this.stats);
+    const { monitor, detection } = this.config.clusters.find(({ name }) => name === config.cluster)!;
+    const silence = monitor === null || codec.activity === undefined ? null : detection.silence;
+    const door = new Door(config, codec, cluster, credentials, tls, silence, this.log, this.stats);
     this.doors.push(door);
     await door.open();
     this.listeners.push({ name: config.name, host: config.listen.host, port: door.port });
@@ -204,6 +206,7 @@ class Door {
   private readonly keys = new Map<string, SessionHost>();
   private greetings = 0;
   private listener: Listener | null = null;
+  private linkChecks: NodeJS.Timeout | undefined;
 
   constructor(
     readonly config: ListenerConfig,
@@ -211,12 +214,19 @@ class Door {
     private readonly cluster: Cluster,
     private readonly credentials: CredentialsPlugin | null,
     private readonly tls: ServerTls | null,
+    private readonly silence: number | null,
     private readonly log: Log,
     private readonly stats: Stats,
   ) {}
 
   async open(): Promise<void> {
     const { listen: address, limits } = this.config;
+    const { silence } = this;
+    if (silence !== null) {
+      this.linkChecks = setInterval(() => {
+        for (const host of this.hosts) void host.checkLink(silence);
+      }, silence / 8);
+    }
     this.listener = await listen({
       host: address.host,
       port: address.port,
@@ -291,10 +301,19 @@ class Door {
   status(): object {
     const states: Record<string, number> = {};
     for (const host of this.hosts) states[host.state] = (states[host.state] ?? 0) + 1;
-    return { name: this.config.name, port: this.port, clients: this.hosts.size, states, stopped: this.stopped };
+    return {
+      name: this.config.name,
+      port: this.port,
+      clients: this.hosts.size,
+      greetings: this.greetings,
+      cancelKeys: this.keys.size,
+      states,
+      stopped: this.stopped,
+    };
   }
 
   async close(): Promise<void> {
+    clearInterval(this.linkChecks);
     await this.listener?.close();
     for (const host of this.sessions)
       host.fatal({ code: 'OUTLIVE_STOPPING', kind: 'unavailable', message: 'the gateway is being stopped' });

@@ -279,6 +279,7 @@ export class SessionHost implements SessionIo {
 
   private fromClient(chunk: Uint8Array): void {
     const session = this.session!;
+    this.chunks++;
     this.env.stats.bytesFromClients += chunk.length;
     try {
       session.frontend(chunk);
@@ -289,6 +290,7 @@ export class SessionHost implements SessionIo {
 
   private fromServer(chunk: Uint8Array): void {
     const session = this.session!;
+    this.chunks++;
     try {
       session.backend(chunk);
     } catch (error) {
@@ -695,6 +697,41 @@ export class SessionHost implements SessionIo {
     });
     if (!held && backend !== null)
       await this.env.cluster.cancel(backend.server, backend.login.cancelKey).catch(() => {});
+  }
+
+  /** Chunks from both sides. */
+  private chunks = 0;
+  /** Since when nothing has come while the server owes something, and how often it said then that it waits for its client. */
+  private quiet = { chunks: -1, generation: -1, since: 0, waited: 0 };
+
+  /**
+   * Looked at a few times per `silence`: is the link to the server alive? A server that owes an answer to this session, and says by
+   * another way that it waits for its client, has not got the request, or its answer is lost.
+   */
+  async checkLink(silence: number): Promise<void> {
+    const { session, backend, env, quiet, chunks, generation } = this;
+    const { activity } = env.codec;
+    if (session?.state !== 'live' || !session.waiting || this.serverHeld || activity === undefined) return;
+    if (backend?.origin == null) return;
+    const now = env.now();
+    if (quiet.chunks !== chunks || quiet.generation !== generation) {
+      this.quiet = { chunks, generation, since: now, waited: 0 };
+      return;
+    }
+    if (now - quiet.since < silence / 2) return;
+    const { name } = backend.server;
+    const what = await env.cluster
+      .ask(name, () => activity.call(env.codec, backend.origin!.backendId))
+      // Where nobody answers, the monitor notices.
+      .catch(() => null);
+    if (quiet !== this.quiet || this.chunks !== chunks || this.generation !== generation || this.serverHeld) return;
+    quiet.waited = what === 'waiting' || what === 'gone' ? quiet.waited + 1 : 0;
+    // A server that works may do so for long.
+    if (quiet.waited === 0) quiet.since = now;
+    // Twice: the answer may have been on its way.
+    if (quiet.waited < 2 || env.now() - quiet.since < silence) return;
+    env.log.warn({ listener: env.listener.name, server: name, activity: what }, 'the link to the server lost an answer');
+    this.serverVoid();
   }
 
   /** The server of this session is void: silent, or superseded. */

@@ -194,7 +194,8 @@ export class Session implements Sink {
 
   /** True while what the client says next cannot be understood: it is input, or it is not, as the server will say. */
   private get barred(): boolean {
-    return this.barriers.length > 0 && !this.inputOpen;
+    // Behind a second one, it is that one that matters, and the server has not come to it.
+    return this.barriers.length > 1 || (this.barriers.length > 0 && !this.inputOpen);
   }
 
   /** Goes on with what was left unheard. */
@@ -339,7 +340,7 @@ export class Session implements Sink {
         return this.pending.length === 0;
       return true;
     }
-    if (request.effect === 'commit' && this.unit.unarmed) {
+    if (request.effect === 'commit' && this.unit.unarmed && !this.unit.refused) {
       this.arm();
       return false;
     }
@@ -413,7 +414,7 @@ export class Session implements Sink {
     this.codec.sent(request);
     this.pending.push(pending);
     this.send(bytes, start, end);
-    if (this.unit.unarmed && !request.barrier && (this.projectedOpen || this.guarding) && !this.unit.arming) this.arm();
+    this.armBehind(request);
   }
 
   /** What must be arranged before a request that is not a plain read leaves. */
@@ -446,6 +447,13 @@ export class Session implements Sink {
     }
   }
 
+  /** Asks for the token in the same write as the request that needs it. */
+  private armBehind({ effect, barrier }: Request): void {
+    this.unit.refused = false;
+    if (!this.unit.unarmed || barrier || effect === 'commit' || effect === 'rollback') return;
+    if ((this.projectedOpen || this.guarding) && !this.unit.arming) this.arm();
+  }
+
   /** Learns the outcome token of the open transaction. */
   private arm(): void {
     const unit = this.unit;
@@ -455,15 +463,39 @@ export class Session implements Sink {
     }
     unit.arming = true;
     unit.unarmed = false;
+    unit.refused = false;
     const injection = this.codec.token();
     this.inject(injection, () => {
       unit.arming = false;
-      // Failed: the transaction is in the failed state and cannot commit. Null: it has nothing to commit so far.
-      unit.token = injection.failed() === null ? injection.token() : null;
+      const failed = injection.failed() !== null;
+      // Null: it has nothing to commit so far.
+      unit.token = failed ? null : injection.token();
       if (unit.token !== null) unit.unarmed = false;
-      if (!this.guarding) this.pump();
-      else if (!this.abandoning) this.closeGuard();
+      // In the failed state nothing commits, but what lies before a savepoint may, once the rest is undone.
+      else if (failed) unit.unarmed = unit.refused = true;
+      if (this.guarding) {
+        if (failed && !this.abandoning) this.refuseGuard(injection.errorBytes()!);
+        else if (!this.abandoning) this.closeGuard();
+        return;
+      }
+      if (failed && this.state === 'live' && this.clientStatus === 'open' && this.heldReady === null) {
+        // Not the client's own error (a cancel or a timeout came just now): its COMMIT would quietly do nothing.
+        this.deferred ??= {
+          code: 'OUTLIVE_TOKEN_REFUSED',
+          kind: 'retry-transaction',
+          message: `the server failed the transaction while the gateway prepared its commit (SQLSTATE ${injection.failed()!.code})`,
+          hint: 'Roll back and run the transaction again.',
+        };
+      }
+      this.pump();
     });
+  }
+
+  /** The guarded request succeeded and its transaction failed before it could be committed (a cancel or a timeout came just now). */
+  private refuseGuard(error: Uint8Array): void {
+    this.verdict = [];
+    this.io.toClient(error);
+    this.abandonGuard(this.records[this.records.length - 1].request);
   }
 
   private inject(injection: Injection, onDone: (() => void) | null): Pending {
@@ -928,11 +960,13 @@ export class Session implements Sink {
   error(error: ServerError): void {
     const head = this.pending[0];
     if (head !== undefined) head.failed = true;
-    if (error.fatal) this.ending = error.meaning === 'intent' || error.meaning === 'ordinary';
     if (this.state === 'replaying' || this.state === 'failing') {
-      if (error.meaning === 'retry' && head?.verifier) this.retryable = true;
+      // The end of the connection is no answer that could differ: the server is lost once more.
+      if (error.fatal) this.doubtError = error;
+      else if (error.meaning === 'retry' && head?.verifier) this.retryable = true;
       return;
     }
+    if (error.fatal) this.ending = error.meaning === 'intent' || error.meaning === 'ordinary';
     if (this.judged) this.judged = false;
     else if (error.meaning === 'read-only' || error.meaning === 'terminated' || error.meaning === 'server-lost')
       this.doubtError = error;
@@ -1030,6 +1064,7 @@ export class Session implements Sink {
       // What is to be rolled back need not be repeated for it: a failed transaction answers ROLLBACK just the same.
       this.poisoned = true;
       this.records = [last];
+      this.codec.abandon();
     }
     this.io.recover();
   }
@@ -1097,6 +1132,7 @@ export class Session implements Sink {
     const outstanding = this.records.filter((r) => r.status === null);
     const wasOpen = this.clientStatus !== 'idle' && !this.unit.inDoubt;
     this.verdict = [];
+    this.codec.abandon();
     if (this.guarding) {
       this.guarding = false;
       this.codec.guardEnded(false);
@@ -1210,7 +1246,7 @@ export class Session implements Sink {
     for (const bytes of record.input) {
       this.send(bytes, 0, bytes.length);
     }
-    if (this.unit.unarmed && !request.barrier && (this.projectedOpen || this.guarding)) this.arm();
+    this.armBehind(request);
   }
 
   /** Compares bytes of a repeated answer. Returns how many of them the client has already; -1 when the replay is over. */
@@ -1346,6 +1382,7 @@ export class Session implements Sink {
       }
       this.poisoned = this.clientStatus !== 'idle';
       this.records = [];
+      this.codec.abandon();
       this.unit.reset();
       const status = this.poisoned ? 'failed' : 'idle';
       this.io.toClient(this.codec.synthesize.error(error, status));

@@ -7,6 +7,8 @@ export class Unit {
   token: OutcomeToken | null = null;
   /** There are writes of which no token is known yet. */
   unarmed = false;
+  /** The server refused a token, and nothing was sent since: its transaction is in the failed state. */
+  refused = false;
   /** A token is being asked for. */
   arming = false;
   /** What would make it durable has left. */
@@ -27,6 +29,7 @@ export class Unit {
   reset(): void {
     this.writes = false;
     this.unarmed = false;
+    this.refused = false;
     this.arming = false;
     this.token = null;
     this.commitSent = false;
@@ -40,6 +43,7 @@ export class Unit {
   rearm(): void {
     this.writes = false;
     this.unarmed = false;
+    this.refused = false;
     this.arming = false;
     this.token = null;
     this.commitSent = false;

@@ -1,3 +1,4 @@
+import { connect } from 'node:net';
 import { describe, expect, it } from 'vitest';
 import { runDemo } from '../../core/host/demo/index.js';
 import { killPrimary } from '../../core/host/demo/kill.js';
@@ -35,7 +36,31 @@ describe('the demo', () => {
     expect(result.pauseMsMax).toBeGreaterThan(0);
     expect(ok).toBe(true);
   }, 120_000);
+
+  it('stops everything when it is interrupted', async () => {
+    const texts: string[] = [];
+    const listeners = process.listenerCount('SIGINT');
+    const ended = runDemo({ rounds: 50, clients: CLIENTS, json: false, out: (text) => texts.push(text) });
+    // By then a server was killed, and its successor is at work or the old one being rebuilt.
+    await eventually(() => texts.some((text) => text.startsWith('round 1')), { timeoutMs: 60_000 });
+    process.emit('SIGINT');
+    expect(await ended).toBe(false);
+    expect(texts[texts.length - 1]).toMatch(/^Interrupted/);
+    expect(process.listenerCount('SIGINT')).toBe(listeners);
+    const [, primary, standby] = /primary on port (\d+), synchronous standby on (\d+)/.exec(texts.join(''))!;
+    for (const port of [primary, standby]) await expect(connects(Number(port))).resolves.toBe(false);
+  }, 120_000);
 });
+
+function connects(port: number): Promise<boolean> {
+  return new Promise((resolve) => {
+    const socket = connect(port, '127.0.0.1', () => {
+      socket.destroy();
+      resolve(true);
+    });
+    socket.on('error', () => resolve(false));
+  });
+}
 
 describe('the workload without a gateway', () => {
   const servers = usePair();

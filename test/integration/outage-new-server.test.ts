@@ -18,7 +18,8 @@ async function openTransaction() {
   return { client, id };
 }
 
-const present = (id: number) => stage.direct(`select id - ${id} as id, v from n where id between ${id} and ${id + 99} order by id`);
+const present = (id: number) =>
+  stage.direct(`select id - ${id} as id, v from n where id between ${id} and ${id + 99} order by id`);
 
 it('dies during the replay: repeated again when it comes back', async () => {
   const { client, id } = await openTransaction();
@@ -47,6 +48,21 @@ it('dies during the replay: repeated again when it comes back', async () => {
     { id: 1, v: 'two' },
     { id: 2, v: 'three' },
   ]);
+  expect(client.lost).toEqual([]);
+});
+
+it('ends the connection with an error during the replay: repeated again', async () => {
+  const { client, id } = await openTransaction();
+  stage.proxy.when('client', holds('/* second */'), async () => {
+    // The only one that is not active: it waits for the statement that is held back.
+    await stage.direct(
+      `select pg_terminate_backend(pid, 5000) from pg_stat_activity where state = 'idle in transaction'`,
+    );
+  });
+  stage.proxy.cut();
+  await client.query('insert into n values ($1, $2)', [id + 2, 'three']);
+  await client.query('commit');
+  expect(await present(id)).toHaveLength(3);
   expect(client.lost).toEqual([]);
 });
 

@@ -111,8 +111,14 @@ function reference(script: Script, how: How): Promise<Reference> {
 async function same(port: number, script: Script, how: How): Promise<void> {
   const { lines, masked } = await reference(script, how === 'bytes' ? 'step' : how);
   const got = (await play(port, script, how)).map(show);
+  if (script.differs === 'syntax') {
+    const ends = (all: string[]) => all.filter((line) => 'EZ'.includes(line[0]));
+    expect(ends(got)).toEqual(ends(lines));
+    return;
+  }
   const mask = (all: string[]) => all.map((line, i) => (masked.has(i) ? `${line[0]} (masked)` : line));
-  expect(mask(got)).toEqual(mask(lines));
+  const order = (all: string[]) => (script.differs === 'parameters' ? mask(all).sort() : mask(all));
+  expect(order(got)).toEqual(order(lines));
 }
 
 const scripts = CORPUS.filter(({ name }) => ONLY === undefined || name.includes(ONLY)).map(

@@ -65,7 +65,7 @@ const GONE: Record<string, string[]> = {
   CLOSE: ['declare rows cursor with hold for select 1', 'close rows'],
   'CLOSE ALL': ['declare rows cursor with hold for select 1', 'close all'],
   unlock: ['select pg_advisory_lock(19)', 'select pg_advisory_unlock(19)'],
-  'unlock all': ['select pg_advisory_lock(19), pg_advisory_lock(20)', 'select pg_advisory_unlock_all()'],
+  'unlock all': ['select pg_advisory_lock(22), pg_advisory_lock(23)', 'select pg_advisory_unlock_all()'],
   'ON COMMIT DROP': ['begin', 'create temp table scratch (id int) on commit drop', 'commit'],
   ROLLBACK: ['begin', 'create temp table scratch (id int)', 'declare c cursor with hold for select 1', 'rollback'],
   'DISCARD ALL': [

@@ -19,6 +19,7 @@ export interface BulkResult {
 /** Enough for the last messages of an answer, an error among them. */
 const TAIL = 1024;
 const READY_AT_END = Buffer.from('Z\0\0\0\x05', 'latin1');
+const READY_LENGTH = READY_AT_END.length + 1;
 
 /** A client that is made for volume: of what it hears it looks at the end only, and hashes the rest. */
 export class BulkClient {
@@ -27,6 +28,8 @@ export class BulkClient {
   private tail: Buffer = Buffer.alloc(0);
   private wake: () => void = () => {};
   private closed = false;
+  /** When the present transfer began. */
+  private since = 0;
   /** Called with each chunk's length; false stops reading until {@link resume}. */
   onChunk: (length: number) => boolean = () => true;
 
@@ -86,7 +89,7 @@ export class BulkClient {
   }
 
   private async answered(): Promise<void> {
-    await this.when(() => READY_AT_END.equals(this.tail.subarray(-6, -1)));
+    await this.when(() => READY_AT_END.equals(this.tail.subarray(-READY_LENGTH, -1)));
   }
 
   /** Sends a statement; its answer is awaited with {@link finish}. */
@@ -98,15 +101,18 @@ export class BulkClient {
     this.socket.write(message('Q', `${sql}\0`));
   }
 
-  private since = 0;
-
   /** The end of the present transfer. Throws when the statement failed. */
   async finish(): Promise<BulkResult> {
     await this.answered();
-    const end = /C\0\0[^]{2}([A-Z]+[ \d]*)\0Z\0\0\0\x05([ITE])$/.exec(this.tail.toString('latin1'));
-    if (end === null) throw new Error(`the statement failed: ${this.lastWords()}`);
+    const { tail } = this;
+    const ready = tail.length - READY_LENGTH;
+    const complete = tail.lastIndexOf('C\0\0', ready - 1, 'latin1');
+    if (complete < 0 || complete + 1 + tail.readInt32BE(complete + 1) !== ready)
+      throw new Error(`the statement failed: ${this.lastWords()}`);
+    const tag = tail.toString('latin1', complete + 5, ready - 1);
+    const status = tail.toString('latin1', tail.length - 1);
     const seconds = (performance.now() - this.since) / 1000;
-    return { bytes: this.bytes, crc: this.crc, tag: end[1], status: end[2], seconds };
+    return { bytes: this.bytes, crc: this.crc, tag, status, seconds };
   }
 
   /** Runs a statement and takes all of its answer in. */
@@ -123,10 +129,14 @@ export class BulkClient {
     this.begin(sql);
     await this.when(() => this.bytes > 0);
     const { socket } = this;
-    for (let i = 0; i < times && !this.closed; i++) {
-      if (!socket.write(piece)) await Promise.race([once(socket, 'drain'), once(socket, 'close')]);
+    const woken = (): void => this.wake();
+    socket.on('drain', woken);
+    for (let i = 0; i < times; i++) {
+      socket.write(piece);
+      await this.when(() => !socket.writableNeedDrain);
       onSent?.((i + 1) * piece.length);
     }
+    socket.off('drain', woken);
     socket.write(message('c'));
     return await this.finish();
   }

@@ -17,6 +17,11 @@ export interface Script {
   /** Startup parameters beside user and database. */
   readonly params?: Record<string, string>;
   readonly protocol?: number;
+  /**
+   * What the gateway is known to do differently, because it cuts a Query at its COMMIT. parameters: ParameterStatus comes with
+   * the part that changed it; syntax: the parts before one with a syntax error have run.
+   */
+  readonly differs?: 'parameters' | 'syntax';
 }
 
 const P = (name: string, text: string, types: number[] = []) => serialize.parse({ name, text, types });
@@ -456,17 +461,27 @@ export const CORPUS: readonly Script[] = [
     "set application_name = 'a'; select 1",
     "set application_name = 'b'; select 1/0",
     'show application_name',
-    "begin; set application_name = 'c'; commit; show application_name",
     "set work_mem = '3MB'; show work_mem; reset work_mem",
     "insert into t values (650); set application_name = 'd'; select 1",
   ),
+  {
+    ...simple(
+      'multi-statement transaction that changes a parameter',
+      "begin; set application_name = 'c'; commit; show application_name",
+    ),
+    differs: 'parameters',
+  },
+  {
+    ...simple('multi-statement transaction before a syntax error', 'begin; select 1; commit; select 1 +'),
+    differs: 'syntax',
+  },
   simple(
     'multi-statement error positions',
     'begin; insert into t values (660); commit; select nosuch from t',
     'select 1; begin; select nosuch; commit',
     'rollback',
     "insert into t values (661, 'ä'); select 'ü', nosuch",
-    'begin; select 1; commit; select 1 +',
+    'begin; select 1; commit; select nofunc(1)',
   ),
 
   // ------------------------------------------------------------------------------------------------------ session state

@@ -1,6 +1,15 @@
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import { join, resolve } from 'node:path';
 import { createInterface } from 'node:readline';
 import { afterAll } from 'vitest';
@@ -83,7 +92,7 @@ export async function spawnGateway(
   const child = spawn(process.execPath, [...(options.nodeArgs ?? []), bin, 'run', '--config', file], {
     cwd: ROOT,
     env: { ...process.env, NODE_OPTIONS: '', ...options.env },
-    stdio: ['ignore', 'inherit', 'pipe'],
+    stdio: ['ignore', 'pipe', 'pipe'],
   });
   const gone = once(child, 'exit');
   const said: string[] = [];
@@ -115,7 +124,9 @@ export async function spawnGateway(
       return await (await fetch(`http://127.0.0.1:${admin}/status`)).json();
     },
     cpu() {
-      const fields = readFileSync(`/proc/${pid}/stat`, 'utf8').replace(/^.*\) /, '').split(' ');
+      const fields = readFileSync(`/proc/${pid}/stat`, 'utf8')
+        .replace(/^.*\) /, '')
+        .split(' ');
       // utime and stime in ticks of 1/100 s.
       return (Number(fields[11]) + Number(fields[12])) / 100;
     },

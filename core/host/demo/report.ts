@@ -156,7 +156,7 @@ export class Progress {
   #shown = false;
 
   /** @param live whether the output is a terminal, where a line can be written over */
-  constructor(out: (text: string) => void, live: boolean, columns: () => number = () => process.stdout.columns ?? 80) {
+  constructor(out: (text: string) => void, live: boolean, columns: () => number = () => process.stdout.columns || 80) {
     this.#out = out;
     this.#live = live;
     this.#columns = columns;

@@ -75,12 +75,14 @@ export function now(): number {
   return performance.timeOrigin + performance.now();
 }
 
-/** Shared accounts: every client adds to them and takes from them without looking. */
-const SHARED = 16;
+/** Shared accounts: every client adds to them and takes from them without looking. Enough that few wait for each other. */
+function sharedFor(clients: number): number {
+  return Math.max(16, clients >> 1);
+}
 
 /** How many accounts a workload of so many clients needs: the shared ones, then one of each client's own. */
 export function accountsFor(clients: number): number {
-  return SHARED + clients;
+  return sharedFor(clients) + clients;
 }
 
 const SQL = {
@@ -211,7 +213,7 @@ class Teller {
     this.#workload = workload;
     this.#options = options;
     this.number = number;
-    this.#account = SHARED + number;
+    this.#account = sharedFor(options.clients) + number;
   }
 
   async connect(): Promise<void> {
@@ -280,13 +282,12 @@ class Teller {
   }
 
   #newEntry(kind: Kind): Entry {
-    const { random } = this.#options;
+    const { random, clients } = this.#options;
     const id = `${this.number}-${++this.#serial}`;
     const client = this.number;
     if (kind === 'note') return { id, client, source: null, target: null, amount: 0 };
-    const shared = Math.floor(random() * SHARED);
+    const shared = Math.floor(random() * sharedFor(clients));
     const amount = 1 + Math.floor(random() * 20);
-    // Money flows back when there is little left, so that no account runs dry in a long run.
     const [source, target] = random() < 0.5 ? [this.#account, shared] : [shared, this.#account];
     return { id, client, source, target, amount };
   }

@@ -1,17 +1,17 @@
 import { serialize } from 'pg-protocol';
-import { expect, it } from 'vitest';
-import { effects, everywhere, expectAsUndisturbed, expectSameEffects, type Script, useStage } from '../kit/stage.js';
+import type { Script } from './stage.js';
 
-/**
- * F2, F5, F6, F9, F22: transactions, lost before and after each message on the wire. Each client hears what it would have heard, and
- * what it did is there once or not at all, as without a loss.
- */
-const stage = useStage(`
+/** The tables that the scripts work on. */
+export const TABLES = `
   create table t (id int, v text);
   create table unique_t (id int primary key);
   create table parent (id int primary key);
   create table child (id int references parent deferrable initially deferred);
-`);
+`;
+
+/** All that scripts leave behind, by their number. */
+export const EFFECTS = `select id::text, v as what from t union all select id::text, 'child' from child
+  union all select id::text, 'unique' from unique_t union all select id::text, 'parent' from parent`;
 
 const q = (sql: string) => serialize.query(sql);
 const p = (sql: string, name = '') => serialize.parse({ text: sql, name });
@@ -22,7 +22,7 @@ const sync = serialize.sync();
 const flush = serialize.flush();
 const x = (sql: string, ...values: string[]) => ({ send: [p(sql), b(values), d(), e(), sync] });
 
-const TRANSACTIONS: Record<string, Script> = {
+export const TRANSACTIONS: Record<string, Script> = {
   simple: (id) => [
     q('begin'),
     q(`insert into t values (${id}, 'one')`),
@@ -52,7 +52,7 @@ const TRANSACTIONS: Record<string, Script> = {
   ],
 };
 
-const SAVEPOINTS: Record<string, Script> = {
+export const SAVEPOINTS: Record<string, Script> = {
   savepoints: (id) => [
     q('begin'),
     q(`insert into unique_t values (${id})`),
@@ -121,7 +121,7 @@ const SAVEPOINTS: Record<string, Script> = {
   ],
 };
 
-const BATCHES: Record<string, Script> = {
+export const BATCHES: Record<string, Script> = {
   'two inserts, one Sync': (id) => [
     {
       send: [...[p('insert into t values ($1, $2)'), b([id, 'one']), d(), e()], ...[b([id, 'two']), d(), e()], sync],
@@ -211,18 +211,3 @@ const BATCHES: Record<string, Script> = {
     q('commit'),
   ],
 };
-
-const EFFECTS = `select id::text, v as what from t union all select id::text, 'child' from child
-  union all select id::text, 'unique' from unique_t union all select id::text, 'parent' from parent`;
-
-const GROUPS = { transactions: TRANSACTIONS, 'savepoints and settings': SAVEPOINTS, batches: BATCHES };
-
-for (const how of ['cut', 'kill'] as const) {
-  it.each(Object.entries(GROUPS))(`go on, wherever the server is lost (${how}): %s`, async (_, scripts) => {
-    const only = Object.fromEntries(Object.entries(scripts).filter(([name]) => name.includes(process.env.ONLY ?? '')));
-    const played = await everywhere(stage, only, how);
-    expectAsUndisturbed(played);
-    expectSameEffects(played, await effects(stage, EFFECTS));
-    expect(stage.gateway.stats.outcomes.get('unknown') ?? 0).toBe(0);
-  });
-}
