@@ -13,9 +13,7 @@ import { simpleQuery } from './messages.js';
  */
 export function* activity(backendId: string): Exchange<Activity | null> {
   if (!/^[1-9]\d{0,9}$/.test(backendId)) return null;
-  const { rows, error } = yield* simpleQuery(
-    `SELECT state, wait_event FROM pg_stat_activity WHERE pid = ${backendId}`,
-  );
+  const { rows, error } = yield* simpleQuery(`SELECT state, wait_event FROM pg_stat_activity WHERE pid = ${backendId}`);
   if (error !== null) {
     throw new ProtocolViolation(`the server refused to tell of its sessions (SQLSTATE ${error.code})`, 'server');
   }

@@ -551,7 +551,9 @@ export class PostgresSession implements SessionCodec {
         return 'commit';
       case 'write':
       case 'copyIn':
-        return facts.transactional ? 'write' : 'opaque';
+        if (facts.transactional) return 'write';
+        // VACUUM and the like cannot be wrapped, but repeating one that was interrupted ends in the same state.
+        return facts.idempotent ? 'session' : 'opaque';
       default:
         return 'opaque';
     }

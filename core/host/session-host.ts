@@ -124,7 +124,13 @@ export class SessionHost implements SessionIo {
       {
         frameLength: (bytes, start, end) => codec.frameLength(bytes, start, end),
         peer: 'client',
-        credentials: async (user, database) => (await credentials?.lookup(user, database)) ?? null,
+        credentials: async (user, database) => {
+          try {
+            return (await credentials?.lookup(user, database)) ?? null;
+          } catch (error) {
+            throw this.pluginBroken(error);
+          }
+        },
         tls: tls === null ? undefined : { side: 'server', tls, peer: 'client' },
         deadlineMs: limits.greetingTimeout,
         signal: this.abort.signal,
@@ -325,22 +331,12 @@ export class SessionHost implements SessionIo {
 
   private broken(error: unknown, side: 'client' | 'server' | 'gateway'): void {
     const { env } = this;
-    const coded =
-      error instanceof CodedError
-        ? error
-        : new CodedError(
-            'OUTLIVE_CODEC_BROKEN',
-            'codec',
-            `codec ${env.codec.name} failed: ${String((error as Error)?.message ?? error)}`,
-            {
-              cause: error,
-            },
-          );
+    const coded = this.coded(error);
     env.stats.count(env.stats.errors, coded.code);
-    env.log.error(
-      { code: coded.code, side, listener: env.listener.name, stack: (coded.cause as Error)?.stack },
-      coded.message,
-    );
+    const fields = { code: coded.code, side, listener: env.listener.name, stack: (coded.cause as Error)?.stack };
+    // Anyone who can connect could fill the log with his own faults.
+    if (coded.culprit === 'client') env.log.info(fields, coded.message);
+    else env.log.error(fields, coded.message);
     const kind: GatewayError['kind'] =
       coded instanceof ProtocolViolation
         ? 'protocol'
@@ -348,6 +344,20 @@ export class SessionHost implements SessionIo {
           ? 'too-large'
           : 'internal';
     this.fatal({ code: coded.code, kind, message: coded.message });
+  }
+
+  private pluginBroken(error: unknown): CodedError {
+    if (error instanceof CodedError) return error;
+    const name = this.env.listener.credentials?.plugin;
+    const message = `the credentials plugin ${name} failed: ${String((error as Error)?.message ?? error)}`;
+    return new CodedError('OUTLIVE_PLUGIN_BROKEN', 'plugin', message, { cause: error });
+  }
+
+  /** What is thrown without a code comes from the codec: all else that can fail says what it is. */
+  private coded(error: unknown): CodedError {
+    if (error instanceof CodedError) return error;
+    const message = `codec ${this.env.codec.name} failed: ${String((error as Error)?.message ?? error)}`;
+    return new CodedError('OUTLIVE_CODEC_BROKEN', 'codec', message, { cause: error });
   }
 
   /** Ends the session with an error of the gateway's own. */
@@ -359,12 +369,13 @@ export class SessionHost implements SessionIo {
 
   private refuse(error: unknown): void {
     const { env, wire } = this;
-    const coded = error instanceof CodedError ? error : null;
-    const code = coded?.code ?? 'OUTLIVE_INTERNAL';
+    const coded = this.coded(error);
+    const { code } = coded;
     env.stats.count(env.stats.errors, code);
     // Clients that leave during the greeting are everyday life; what is the gateway's own affair is worth a line.
-    const fields = { code, listener: env.listener.name, stack: coded === null ? (error as Error)?.stack : undefined };
-    if (coded === null) env.log.error(fields, String((error as Error)?.message ?? error));
+    const broken = coded.culprit === 'codec' || coded.culprit === 'plugin';
+    const fields = { code, listener: env.listener.name, stack: broken ? (coded.cause as Error)?.stack : undefined };
+    if (broken) env.log.error(fields, coded.message);
     else env.log.debug(fields, coded.message);
     if (wire.open) {
       const kind: GatewayError['kind'] =
@@ -380,7 +391,11 @@ export class SessionHost implements SessionIo {
       if (silent) wire.destroy();
       else
         wire.end(
-          env.codec.refuse({ code, kind, message: coded?.message ?? 'the gateway failed to let the client in' }),
+          env.codec.refuse({
+            code,
+            kind,
+            message: broken ? `the ${coded.culprit} failed: see the log` : coded.message,
+          }),
         );
     }
     this.end();
@@ -730,7 +745,10 @@ export class SessionHost implements SessionIo {
     if (quiet.waited === 0) quiet.since = now;
     // Twice: the answer may have been on its way.
     if (quiet.waited < 2 || env.now() - quiet.since < silence) return;
-    env.log.warn({ listener: env.listener.name, server: name, activity: what }, 'the link to the server lost an answer');
+    env.log.warn(
+      { listener: env.listener.name, server: name, activity: what },
+      'the link to the server lost an answer',
+    );
     this.serverVoid();
   }
 

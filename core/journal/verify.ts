@@ -21,7 +21,8 @@ export class Verifier {
   ) {
     // Bytes that are already folded come first, what was kept afterwards follows.
     this.expected = record.answer.canonicalBytes(canon);
-    if (record.answer.folded) {
+    // What was folded may have been notices alone, of which nothing counts.
+    if (record.answer.foldedBytes > 0) {
       this.hash = createHash('sha256');
       this.hashLeft = record.answer.foldedBytes;
     }

@@ -663,7 +663,13 @@ export class Session implements Sink {
           if (verdict < 0) return;
           run = at + verdict;
           log = run;
-        } else if (this.verdict.length > 0) run = this.releaseVerdict(bytes, run, at);
+        } else if (this.verdict.length > 0) {
+          if (h.asynchronous) {
+            this.holdBack(head, bytes, run, at, frameEnd);
+            run = frameEnd;
+            log = frameEnd;
+          } else run = this.releaseVerdict(bytes, run, at);
+        }
         at = frameEnd;
         continue;
       }
@@ -728,7 +734,13 @@ export class Session implements Sink {
         continue;
       }
       if (disposition === FORWARD) {
-        if (this.verdict.length > 0) run = this.releaseVerdict(bytes, run, at);
+        if (this.verdict.length > 0) {
+          if (h.asynchronous) {
+            this.holdBack(head, bytes, run, at, frameEnd);
+            run = frameEnd;
+            log = frameEnd;
+          } else run = this.releaseVerdict(bytes, run, at);
+        }
         at = frameEnd;
       } else {
         this.release(bytes, run, at, log, head?.record ?? null);
@@ -771,6 +783,17 @@ export class Session implements Sink {
     if (at > run) this.io.toClient(bytes.subarray(run, at));
     this.releaseHeld(this.pending[0]?.record ?? null);
     return at;
+  }
+
+  /**
+   * What answers no request does not set a held success free. It is held behind it, to keep the order, unless it comes with the
+   * commit: a server tells that before the success.
+   */
+  private holdBack(head: Pending | undefined, bytes: Uint8Array, run: number, at: number, frameEnd: number): void {
+    if (at > run) this.io.toClient(bytes.subarray(run, at));
+    const frame = bytes.subarray(at, frameEnd);
+    if (head === undefined || head.injection !== null) this.io.toClient(frame);
+    else this.verdict.push(frame);
   }
 
   private releaseHeld(record: RequestRecord | null): void {

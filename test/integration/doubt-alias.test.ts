@@ -9,28 +9,34 @@ const rows = async (id: number) =>
   (await front.pair.primary.query<{ v: string }>('select v from t where id = $1', [id])).rows.map(({ v }) => v);
 
 describe('F17: a transaction id that was issued again', () => {
-  it('is not taken for the one in doubt', async () => {
+  it.each([
+    ['a transaction', 17, true],
+    ['a statement that commits by itself', 18, false],
+  ])('is not taken for the one in doubt: %s', async (_name, id, explicit) => {
     const gateway = await front.gateway();
     const client = await front.pg(gateway);
     await front.pair.pauseReplication();
-    await client.query('begin');
-    await client.query("insert into t values (17, 'client')");
+    const insert = `insert into t values (${id}, 'client')`;
+    if (explicit) {
+      await client.query('begin');
+      await client.query(insert);
+    }
     front.proxy.when(
       'client',
       (bytes) => bytes.includes(COMMIT),
       (connection) => connection.holdServerReplies(),
     );
-    const commit = client.query('COMMIT');
-    await front.appears('select from t where id = 17');
+    const answer = client.query(explicit ? 'COMMIT' : insert);
+    await front.appears(`select from t where id = ${id}`);
     const { rows: found } = await front.pair.primary.query<{ xid: string }>(
-      'select xmin::text as xid from t where id = 17',
+      `select xmin::text as xid from t where id = ${id}`,
     );
     const xid = found[0].xid;
 
     // The new primary must have issued the id again before the gateway can ask it.
     front.nextProxy.holdServerReplies();
     await front.failover();
-    expect(await rows(17)).toEqual([]);
+    expect(await rows(id)).toEqual([]);
     const direct = await front.direct();
     let issued = '';
     while (issued !== xid) {
@@ -44,13 +50,13 @@ describe('F17: a transaction id that was issued again', () => {
     expect(naive[0].status).toBe('committed');
     front.proxy.release();
 
-    expect((await commit).command).toBe('COMMIT');
-    expect(await rows(17)).toEqual(['client']);
+    expect((await answer).command).toBe(explicit ? 'COMMIT' : 'INSERT');
+    expect(await rows(id)).toEqual(['client']);
     expect(Object.fromEntries(gateway.gateway.stats.outcomes)).toEqual({ 'not-committed': 1 });
     expect(client.errors).toEqual([]);
     // The connection is an ordinary one again.
-    await client.query("insert into t values (18, 'after')");
-    expect(await rows(18)).toEqual(['after']);
+    await client.query(`insert into t values (${id + 5}, 'after')`);
+    expect(await rows(id + 5)).toEqual(['after']);
   });
 });
 

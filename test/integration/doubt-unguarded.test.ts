@@ -5,7 +5,7 @@ import { eventually } from '../kit/servers.js';
 
 /** F23: what cannot be wrapped into a transaction, or ends one in a way that cannot be proved, in flight when the server dies. */
 const front = useFront(
-  { config: ['max_prepared_transactions = 20'] },
+  { settings: { max_prepared_transactions: '20' } },
   `create table t (id int, v text);
    create table indexed (id int);
    create table tidy (id int);

@@ -148,7 +148,7 @@ const BAD_BEGINNINGS: readonly (readonly [string, Buffer])[] = [
   ['text that is not UTF-8', message('', Buffer.from([0, 3, 0, 0]), 'user\0', Buffer.from([0xff, 0xfe]), '\0\0')],
   ['TLS asked for twice', Buffer.concat([SSL_REQUEST, SSL_REQUEST])],
   ['GSSAPI asked for twice', Buffer.concat([GSS_REQUEST, GSS_REQUEST])],
-  ['a cancel request without a key', header('', 8).fill(Buffer.from([0, 0, 0, 8]), 0, 4)],
+  ['a cancel request without a key', message('', Buffer.from([4, 210, 22, 46]))],
   ['a cancel request with a key too long', cancelRequest(Buffer.alloc(1000))],
   ['a cancel request with an unknown key', cancelRequest(Buffer.alloc(8, 9))],
   ['replication in no spelling', startupPacket({ user: 'postgres', replication: 'perhaps' })],

@@ -4,6 +4,7 @@ import { pipeline } from 'node:stream/promises';
 import type { Submittable } from 'pg';
 import { serialize } from 'pg-protocol';
 import { describe, expect, it } from 'vitest';
+import { holds } from '../kit/fault-proxy.js';
 import { eventually } from '../kit/servers.js';
 import { type Raw, show, useStage } from '../kit/stage.js';
 
@@ -248,6 +249,27 @@ describe.each<Protocol>(['simple', 'extended'])('%s protocol', (protocol) => {
       await finish(client, 200);
     });
   });
+});
+
+it.each([true, false])('beyond the journal, its own commit in doubt (took effect: %s)', async (committed) => {
+  base += 1_000_000;
+  const client = await stage.raw();
+  const count = Math.ceil((2 * JOURNAL) / 90);
+  client.send(start('simple'));
+  await client.until('G');
+  client.forget();
+  if (committed) stage.proxy.when('server', holds('COMMIT\0'), (connection) => connection.holdServerReplies());
+  else stage.proxy.when('client', holds('COMMIT\0'), (connection) => connection.holdClientBytes());
+  client.send(data(0, count), serialize.copyDone());
+  const { connection } = stage.line(client);
+  await eventually(() => connection.parked(committed ? 'server' : 'client').includes('COMMIT\0'), {
+    message: 'the commit',
+  });
+  connection.cut();
+  const heard = shown(await client.ready());
+  expect(heard).toEqual([committed ? `C:COPY ${count}.` : expect.stringMatching(/^E:54000:/), 'Z:I']);
+  expect(await loaded()).toBe(committed ? count : 0);
+  await stillWorks(client);
 });
 
 it.each(['flush', 'none'] as const)('an extended COPY without a Sync behind its Execute (%s)', async (ending) => {

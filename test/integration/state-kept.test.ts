@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest';
 import { type DatabaseError, errorOf, useFront } from '../kit/front.js';
-import type { PgClient } from '../kit/gateway.js';
+import { message, type PgClient } from '../kit/gateway.js';
 
 /** F19: state of a session that a new server is brought to. */
 const front = useFront({}, 'create table t (id int, v text); select lo_from_bytea(4711, $$large$$)');
@@ -25,104 +25,6 @@ async function next(client: PgClient): Promise<DatabaseError> {
   return await errorOf(client.query('select 2'));
 }
 
-describe('session advisory locks', () => {
-  const held = async () =>
-    (
-      await front.pair.primary.query<{ id: string }>(
-        "select format('%s/%s/%s/%s', classid, objid, objsubid, mode) as id from pg_locks where locktype = 'advisory' order by 1",
-      )
-    ).rows.map(({ id }) => id);
-
-  it('are taken again, idle and in a transaction', async () => {
-    const gateway = await front.gateway();
-    const [idle, inside] = [await front.pg(gateway), await front.pg(gateway)];
-    await idle.query('select pg_advisory_lock(-5), pg_advisory_lock_shared(7), pg_advisory_lock(1, -2)');
-    await inside.query('select pg_advisory_lock($1)', ['9007199254740993']);
-    await inside.query('begin');
-    await inside.query('select pg_try_advisory_lock(20)');
-    await inside.query('select pg_advisory_xact_lock(21)');
-    const before = await held();
-    expect(before.length).toBe(6);
-    await front.failover();
-    await idle.query('select 1');
-    await inside.query('select 1');
-    expect(await held()).toEqual(before);
-    await inside.query('commit');
-    expect(
-      (await inside.query('select pg_advisory_unlock(20) as a, pg_advisory_unlock(9007199254740993) as b')).rows,
-    ).toEqual([{ a: true, b: true }]);
-    expect((await idle.query('select pg_advisory_unlock(-5) as a, pg_advisory_unlock(1, -2) as b')).rows).toEqual([
-      { a: true, b: true },
-    ]);
-    await front.pair.rebuild();
-    await front.failover();
-    await idle.query('select 1');
-    expect(await held()).toEqual(['0/7/1/ShareLock']);
-  });
-
-  it('that somebody else took meanwhile are named, and only those', async () => {
-    const gateway = await front.gateway();
-    const client = await front.pg(gateway);
-    await client.query('select pg_advisory_lock(30), pg_advisory_lock(31)');
-    front.nextProxy.holdServerReplies();
-    await front.failover();
-    const thief = await front.direct();
-    await thief.query('select pg_advisory_lock(30)');
-    front.proxy.release();
-    expect(await next(client)).toMatchObject(lost('session advisory lock'));
-    await worksAgain(client);
-    await thief.end();
-    // The other one is still the session's, also after another failover.
-    expect(await held()).toEqual(['0/31/1/ExclusiveLock']);
-    await front.pair.rebuild();
-    await front.failover();
-    await worksAgain(client);
-    expect(await held()).toEqual(['0/31/1/ExclusiveLock']);
-  });
-
-  it('that are lost inside of a transaction fail it', async () => {
-    const gateway = await front.gateway();
-    const client = await front.pg(gateway);
-    await client.query('select pg_advisory_lock(40)');
-    await client.query('begin');
-    await client.query("insert into t values (400, 'x')");
-    front.nextProxy.holdServerReplies();
-    await front.failover();
-    const thief = await front.direct();
-    await thief.query('select pg_advisory_lock(40)');
-    front.proxy.release();
-    expect(await next(client)).toMatchObject(lost('session advisory lock'));
-    await client.query('rollback');
-    await worksAgain(client);
-    expect((await client.query('select from t where id = 400')).rowCount).toBe(0);
-  });
-
-  it('are taken again where only the connection broke and the server has not noticed', async () => {
-    const gateway = await front.gateway();
-    const client = await front.pg(gateway);
-    const connection = await front.connectionOf(() => client.query('select pg_advisory_lock(50)'), 'lock(50)');
-    await client.query('select 1');
-    // The server goes on waiting for a client that is gone.
-    connection.strand();
-    expect((await client.query('select 1 as one')).rows).toEqual([{ one: 1 }]);
-    expect(await held()).toEqual(['0/50/1/ExclusiveLock']);
-    await worksAgain(client);
-  });
-
-  it('stay when a temporary table is lost', async () => {
-    const gateway = await front.gateway();
-    const client = await front.pg(gateway);
-    await client.query('select pg_advisory_lock(60)');
-    await client.query('create temp table scratch (id int)');
-    await front.failover();
-    expect(await next(client)).toMatchObject(lost('temporary table scratch'));
-    await front.pair.rebuild();
-    await front.failover();
-    await worksAgain(client);
-    expect(await held()).toEqual(['0/60/1/ExclusiveLock']);
-  });
-});
-
 describe('large objects', () => {
   it('keep their descriptors in the open transaction', async () => {
     const gateway = await front.gateway();
@@ -140,6 +42,34 @@ describe('large objects', () => {
     // A descriptor ends with its transaction, as on the server itself.
     expect((await errorOf(client.query('select lo_tell($1)', [rows[0].fd]))).code).toBe('42704');
     await worksAgain(client);
+  });
+
+  it('and so do those that libpq opens by function calls', async () => {
+    const gateway = await front.gateway();
+    const client = await front.raw(gateway);
+    // Function oid, binary arguments, binary result (protocol manual, "FunctionCall").
+    const call = async (oid: number, ...args: number[]) => {
+      const body = Buffer.alloc(12 + 8 * args.length);
+      body.writeInt32BE(oid, 0);
+      body.writeInt16BE(1, 4);
+      body.writeInt16BE(1, 6);
+      body.writeInt16BE(args.length, 8);
+      for (const [i, arg] of args.entries()) {
+        body.writeInt32BE(4, 10 + 8 * i);
+        body.writeInt32BE(arg, 14 + 8 * i);
+      }
+      body.writeInt16BE(1, 10 + 8 * args.length);
+      const answer = await client.ask(message('F', body));
+      expect(answer.map(({ type }) => type).join('')).toBe('VZ');
+      return answer[0].bytes.readInt32BE(9);
+    };
+    const [LO_OPEN, LO_LSEEK, LO_TELL, INV_READ] = [952, 956, 958, 0x40000];
+    await client.query('begin');
+    const fd = await call(LO_OPEN, 4711, INV_READ);
+    expect(await call(LO_LSEEK, fd, 3, 0)).toBe(3);
+    await front.failover();
+    expect(await call(LO_TELL, fd)).toBe(3);
+    expect((await client.query('commit')).map(({ type }) => type).join('')).toBe('CZ');
   });
 });
 

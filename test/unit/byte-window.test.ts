@@ -59,15 +59,20 @@ describe('ByteWindow', () => {
       bytes = window.bytes;
     }
     expect(window.length).toBe(size);
-    expect(copies).toBeLessThan(20);
-    expect(contents(window).every((byte, i) => byte === (i & 0xff))).toBe(true);
+    expect(copies).toBeLessThanOrEqual(Math.ceil(Math.log2(size)));
+    expect(
+      Buffer.compare(
+        contents(window),
+        Uint8Array.from({ length: size }, (_, i) => i),
+      ),
+    ).toBe(0);
   });
 
   it('holds what was pushed and not consumed, and never changes a byte that it gave out', () => {
     const random = randomness();
-    for (let round = 0; round < 200; round++) {
+    for (let round = 0; round < 60; round++) {
       const window = new ByteWindow();
-      let model: number[] = [];
+      let model = Buffer.alloc(0);
       const given: { view: Uint8Array; copy: Uint8Array }[] = [];
       for (let step = 0; step < 100; step++) {
         const chunk = Uint8Array.from({ length: random.below(random.below(4) === 0 ? 500 : 20) }, () =>
@@ -75,17 +80,17 @@ describe('ByteWindow', () => {
         );
         const expected = random.below(3) === 0 ? random.below(2000) : 0;
         window.push(chunk, expected);
-        model.push(...chunk);
-        expect([...contents(window)], random.where).toEqual(model);
+        model = Buffer.concat([model, chunk]);
+        expect(model.equals(contents(window)), random.where).toBe(true);
         // A reader takes regions out by reference, as requests are, and goes on behind them.
         const taken = random.below(model.length + 1);
         const view = window.bytes.subarray(window.start, window.start + taken);
         given.push({ view, copy: view.slice() });
         window.consume(window.start + taken);
-        model = model.slice(taken);
+        model = model.subarray(taken);
         expect(window.length, random.where).toBe(model.length);
       }
-      for (const { view, copy } of given) expect(view, random.where).toEqual(copy);
+      for (const { view, copy } of given) expect(Buffer.compare(view, copy), random.where).toBe(0);
     }
   });
 });

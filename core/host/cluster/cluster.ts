@@ -301,6 +301,8 @@ export class Cluster {
           login = await node.logins.run(ticket, wait.signal, () => this.#logIn(node, identity, startup, wait.signal));
         } catch (error) {
           if (within.signal.aborted) throw error;
+          // All that servers and networks do is coded: no other server would help.
+          if (!(error instanceof CodedError) && !wait.signal.aborted) throw error;
           if (!tenure.aborted) {
             this.#stats.count(this.#stats.logins, 'failed');
             this.#log.debug({ server: node.state.name, code: codeOf(error) }, 'a login failed');
