@@ -33,7 +33,7 @@ const postgres: Codec = {
     'temporary tables, cursors WITH HOLD: gone with their server; the next statement gets an error that names them (55000)',
     'values that the server makes up (sequences, now(), gen_random_uuid()) and the client saw: a divergence (40001)',
     'transactions larger than limits.journal: failed with a coded error (54000), the connection is kept',
-    'PREPARE TRANSACTION, COMMIT PREPARED, COMMIT AND CHAIN, CALL, DO, VACUUM, CREATE DATABASE and the like in flight: outcome unknown (08007)',
+    'PREPARE TRANSACTION, COMMIT PREPARED, COMMIT AND CHAIN, CALL, DO, CREATE DATABASE and the like in flight: outcome unknown (08007)',
     'notifications that were sent while no server was there',
     'replication connections: passed through',
     'transactions that changed only unlogged or temporary tables: their commit cannot be proved in every case',

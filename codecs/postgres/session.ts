@@ -121,6 +121,8 @@ interface Executed {
   readonly facts: StatementFacts;
   readonly sql: string;
   readonly values: readonly string[];
+  /** See `SessionState.completed`. */
+  readonly hidden: ReadonlySet<string> | null;
 }
 
 /** A request of PostgreSQL's protocol: a Query, a FunctionCall, or what comes up to a Sync. */
@@ -518,10 +520,21 @@ export class PostgresSession implements SessionCodec {
     if (facts.effect === 'prepareTransaction' || (endsTransaction(facts) && facts.chain)) group.provable = false;
     if (facts.copy?.direction === 'in' && facts.copy.peer === 'client') group.barrier = true;
     if (facts.verb === 'NOTIFY' || facts.functions.includes('pg_notify')) group.forceToken = true;
-    if (group.completions !== null || touchesSession(facts)) {
+    const hidden = this.hidden(facts);
+    if (group.completions !== null || touchesSession(facts) || hidden !== null) {
       group.completions ??= new Array(group.executes - 1).fill(null);
-      group.completions.push(touchesSession(facts) ? { facts, sql, values } : null);
+      group.completions.push(touchesSession(facts) || hidden !== null ? { facts, sql, values, hidden } : null);
     }
+  }
+
+  /** The settings that functions of the database may make here, when the statement may call one that touches the session; else null. */
+  private hidden(facts: StatementFacts): ReadonlySet<string> | null {
+    const catalogue = (this.context.shared() as SharedFacts | undefined)?.catalogue;
+    if (catalogue === undefined) return null;
+    if (catalogue.sessionTriggers && (facts.effect === 'write' || facts.effect === 'copyIn'))
+      return catalogue.customSettings;
+    if (catalogue.sessionFunctions.size === 0) return null;
+    return facts.functions.some((name) => catalogue.sessionFunctions.has(name)) ? catalogue.customSettings : null;
   }
 
   private preparedInSql(name: string): StatementFacts | undefined {
@@ -693,8 +706,8 @@ export class PostgresSession implements SessionCodec {
     if (bytes[start] !== COMMAND_COMPLETE) return;
     if (head.effect === 'commit' || head.effect === 'rollback') this.transactionTag = text(bytes, start + 5, end - 1);
     if (executed === null) return;
-    const { facts, sql, values } = executed;
-    this.state.completed(facts, sql, values);
+    const { facts, sql, values, hidden } = executed;
+    this.state.completed(facts, sql, values, hidden);
     if (facts.changesCatalogue || facts.effect === 'opaque') this.changesCatalogue = true;
     if (facts.deallocate !== undefined) {
       if (facts.all) for (const name of [...this.prepared.keys()]) this.setPrepared(name, undefined);

@@ -8,6 +8,8 @@ interface Change {
   readonly sql: string;
   /** Values bound to its parameters, where a setting's name may be among them. */
   readonly values: readonly string[];
+  /** It calls functions of which only the server knows what they did to the session; the settings that they may have made. */
+  readonly hidden: ReadonlySet<string> | null;
 }
 
 /** A statement that restores a part of the session, and what to call that part when it cannot be had again. */
@@ -51,12 +53,17 @@ export class SessionState {
   private unnamed = false;
 
   /** A statement was completed inside the open unit. */
-  completed(facts: StatementFacts, sql: string, values: readonly string[] = []): void {
+  completed(
+    facts: StatementFacts,
+    sql: string,
+    values: readonly string[] = [],
+    hidden: ReadonlySet<string> | null = null,
+  ): void {
     if (facts.savepoint?.op === 'rollbackTo') {
       this.rollbackTo(facts.savepoint.name);
       return;
     }
-    this.unit.push({ facts, sql, values });
+    this.unit.push({ facts, sql, values, hidden });
   }
 
   /** The unit is over; its changes count or do not. */
@@ -192,7 +199,7 @@ export class SessionState {
   }
 
   /** Marks what must be asked. What the statement itself tells counts until the server has answered. */
-  private note({ facts, values }: Change, committed: boolean): void {
+  private note({ facts, values, hidden }: Change, committed: boolean): void {
     const { observed } = this;
     if (committed) {
       // What ON COMMIT DROP made is gone by now.
@@ -228,7 +235,8 @@ export class SessionState {
       } else if (observed.advisory.length > 0) this.mark('advisory');
     }
     // They may have done anything.
-    if (facts.effect === 'opaque') {
+    for (const name of hidden ?? []) if (name.includes('.')) this.custom.add(name);
+    if (facts.effect === 'opaque' || hidden !== null) {
       this.mark('temporary', `(perhaps made by ${facts.verb})`);
       this.mark('advisory', `(perhaps taken by ${facts.verb})`);
       this.mark('settings');

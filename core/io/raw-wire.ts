@@ -23,10 +23,11 @@ const { state, nread: NREAD, async: ASYNC, WriteRequest, ShutdownRequest } = bin
 /** Bytes of one read. */
 const READ_SIZE = 64 * 1024;
 /**
- * Chunks up to COPY_MAX are copied out of the read buffer into a slab. A chunk that is kept keeps its whole slab, so the slab
- * is small: many sessions that each keep a little must not add up to much.
+ * Chunks up to COPY_MAX are copied out of the read buffer, those up to SLAB_MAX into a slab. A chunk that is kept keeps its
+ * whole slab, so the slab is small: many sessions that each keep a little must not add up to much.
  */
-const SLAB_SIZE = 64 * 1024;
+const SLAB_SIZE = 16 * 1024;
+const SLAB_MAX = 4 * 1024;
 const COPY_MAX = 16 * 1024;
 /** Reads that did not need a buffer of their own, after which a wire gives it back. */
 const SMALL_READS = 16;
@@ -48,7 +49,7 @@ let merged = new Uint8Array(MERGE_MAX);
 
 /** A copy of the first `length` bytes of `from` that nobody will change. */
 function keep(from: Uint8Array, length: number): Uint8Array {
-  if (length > COPY_MAX) return from.slice(0, length);
+  if (length > SLAB_MAX) return from.slice(0, length);
   if (slabUsed + length > slab.byteLength) {
     slab = Buffer.allocUnsafeSlow(SLAB_SIZE).buffer as ArrayBuffer;
     slabUsed = 0;

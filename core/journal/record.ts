@@ -1,6 +1,49 @@
 import { createHash, type Hash } from 'node:crypto';
 import type { Codec, Request, SessionCodec, TransactionStatus } from '../contract/index.js';
 
+/** So many small pieces in a row are put together. */
+const MANY = 32;
+/** Pieces that are smaller than this on average are small. */
+const SMALL = 4096;
+
+/**
+ * Puts the pieces from `from` on into one when they are small. What arrives in small pieces lies in buffers that many sessions
+ * share, and a piece that is kept for long keeps all of its buffer: thousands of times its own size.
+ * @returns where the next pieces begin
+ */
+function putTogether(pieces: Uint8Array[], from: number): number {
+  let total = 0;
+  for (let i = from; i < pieces.length; i++) total += pieces[i].length;
+  if (total >= SMALL * (pieces.length - from)) return pieces.length;
+  const joined = new Uint8Array(total);
+  let at = 0;
+  for (let i = from; i < pieces.length; i++) {
+    joined.set(pieces[i], at);
+    at += pieces[i].length;
+  }
+  pieces.length = from;
+  return pieces.push(joined);
+}
+
+/** Moves what answered records hold in shared buffers into one of their own, before they are kept for long. */
+export function keepApart(records: readonly RequestRecord[]): void {
+  const lists = records.flatMap((record) => [record.input, record.answer.chunks]);
+  const shared = (piece: Uint8Array): boolean => piece.buffer.byteLength > 2 * piece.length;
+  let total = 0;
+  for (const list of lists) for (const piece of list) if (shared(piece)) total += piece.length;
+  const own = new Uint8Array(total);
+  let at = 0;
+  for (const list of lists) {
+    for (let i = 0; i < list.length; i++) {
+      const piece = list[i];
+      if (!shared(piece)) continue;
+      own.set(piece, at);
+      list[i] = own.subarray(at, at + piece.length);
+      at += piece.length;
+    }
+  }
+}
+
 /** What verifying needs of a codec: how frames are cut and which of their bytes count. */
 export interface Canon {
   frameLength: Codec['frameLength'];
@@ -17,6 +60,8 @@ export class AnswerLog {
   chunks: Uint8Array[] = [];
   /** Bytes in `chunks`. */
   bytes = 0;
+  /** Chunks before this one are not small. */
+  private together = 0;
   /** Digest of what was folded, and how many canonical bytes it covers. */
   private hash: Hash | null = null;
   foldedBytes = 0;
@@ -36,6 +81,7 @@ export class AnswerLog {
   append(chunk: Uint8Array): void {
     this.chunks.push(chunk);
     this.bytes += chunk.length;
+    if (this.chunks.length - this.together >= MANY) this.together = putTogether(this.chunks, this.together);
   }
 
   /** Folds what is kept into the digest and frees it. */
@@ -46,6 +92,7 @@ export class AnswerLog {
       this.foldedBytes += piece.length;
     }
     this.chunks = [];
+    this.together = 0;
     this.bytes = 0;
   }
 
@@ -102,6 +149,8 @@ export class RequestRecord {
   /** The request's bytes, and bulk input that followed. By reference. */
   readonly input: Uint8Array[] = [];
   inputBytes = 0;
+  /** Pieces of the input before this one are not small. */
+  private together = 0;
   readonly answer = new AnswerLog();
   /** The status at its ready point, once the client has it (or, for a joined part, once the server told it). */
   status: TransactionStatus | null = null;
@@ -111,11 +160,13 @@ export class RequestRecord {
   addInput(bytes: Uint8Array): void {
     this.input.push(bytes);
     this.inputBytes += bytes.length;
+    if (this.input.length - this.together >= MANY) this.together = putTogether(this.input, this.together);
   }
 
   /** Gives the memory of the input back: the record can no longer be repeated. */
   dropInput(): void {
     this.input.length = 0;
+    this.together = 0;
     this.inputBytes = 0;
   }
 }

@@ -15,7 +15,7 @@ import {
   type TransactionStatus,
   VERDICT,
 } from '../contract/index.js';
-import { type Canon, RequestRecord } from '../journal/record.js';
+import { type Canon, keepApart, RequestRecord } from '../journal/record.js';
 import { Verifier } from '../journal/verify.js';
 import { ByteWindow } from '../stream/queue.js';
 import { type Event, next, type State } from './states.js';
@@ -89,6 +89,8 @@ class Pending {
 
 /** Frames up to this size reach the client whole, so that the gateway can speak between any two of them. */
 const WHOLE = 64 * 1024;
+/** So many answered requests of an open unit get a buffer of their own: short transactions never do. */
+const LOOSE = 8;
 const EMPTY = new Uint8Array(0);
 
 /**
@@ -130,6 +132,8 @@ export class Session implements Sink {
   private midFrame = false;
   private readonly pending: Pending[] = [];
   private records: RequestRecord[] = [];
+  /** Answered ones of the open unit that still lie in buffers shared with other sessions. */
+  private readonly loose: RequestRecord[] = [];
   private projectedOpen = false;
   private gates = 0;
   private doubtError: ServerError | null = null;
@@ -828,6 +832,10 @@ export class Session implements Sink {
     } else {
       this.answered++;
       head.record!.status = status;
+      if (this.loose.push(head.record!) >= LOOSE) {
+        keepApart(this.loose);
+        this.loose.length = 0;
+      }
       this.projectedOpen = true;
       if (this.poisoned) this.records = this.records.filter((r) => r !== head.record);
     }
@@ -867,6 +875,7 @@ export class Session implements Sink {
     if (this.records.length === 1) this.records.length = 0;
     else this.records.splice(0, this.records.indexOf(record) + 1);
     unit.reset();
+    this.loose.length = 0;
     this.projectedOpen = false;
     this.poisoned = false;
   }

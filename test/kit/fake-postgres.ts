@@ -1,7 +1,10 @@
 import { createServer, type Server, type Socket } from 'node:net';
 import { message } from './gateway.js';
 
-/** A thing that speaks PostgreSQL's login and answers every request with nothing: thousands of its connections cost nothing. */
+/**
+ * A thing that speaks PostgreSQL's login, opens a transaction at BEGIN and ends it at COMMIT, and answers every other request
+ * with nothing: thousands of its connections cost nothing.
+ */
 export interface FakePostgres {
   readonly port: number;
   /** Connections that are logged in now. */
@@ -29,6 +32,7 @@ const PARAMETERS = {
 
 const READY = message('Z', 'I');
 const DONE = Buffer.concat([message('C', 'SELECT 0\0'), READY]);
+const DONE_INSIDE = Buffer.concat([message('C', 'SELECT 0\0'), message('Z', 'T')]);
 const CANCEL_REQUEST = 80877102;
 
 function greeting(id: number): Buffer {
@@ -47,6 +51,7 @@ export async function startFakePostgres(): Promise<FakePostgres> {
     sockets.add(socket);
     let left: Buffer = Buffer.alloc(0);
     let greeted = false;
+    let inside = false;
     socket.on('data', (chunk) => {
       left = left.length === 0 ? chunk : Buffer.concat([left, chunk]);
       for (;;) {
@@ -67,8 +72,11 @@ export async function startFakePostgres(): Promise<FakePostgres> {
         } else if (frame[0] === 0x58) {
           socket.end();
           return;
-        } else if (frame[0] === 0x51 || frame[0] === 0x46) socket.write(DONE);
-        else if (frame[0] === 0x53) socket.write(READY);
+        } else if (frame[0] === 0x51 || frame[0] === 0x46) {
+          const verb = frame.toString('latin1', 5, 11);
+          inside = verb === 'BEGIN\0' || (inside && verb !== 'COMMIT');
+          socket.write(inside ? DONE_INSIDE : DONE);
+        } else if (frame[0] === 0x53) socket.write(READY);
       }
     });
     socket.on('error', () => {});

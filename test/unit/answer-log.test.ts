@@ -2,7 +2,7 @@ import { createHash } from 'node:crypto';
 import { describe, expect, it } from 'vitest';
 import postgres from '../../codecs/postgres/index.js';
 import type { Request } from '../../core/contract/index.js';
-import { type Canon, RequestRecord } from '../../core/journal/record.js';
+import { type Canon, keepApart, RequestRecord } from '../../core/journal/record.js';
 import { Verifier } from '../../core/journal/verify.js';
 import { message } from '../kit/gateway.js';
 import { type Randomness, randomness } from '../kit/random.js';
@@ -161,6 +161,64 @@ describe('AnswerLog', () => {
     expect(log).toMatchObject({ empty: false, folded: false });
     log.fold(canon);
     expect(log).toMatchObject({ empty: false, folded: true });
+  });
+});
+
+describe('what is kept for long', () => {
+  /** Pieces as they come from the network: regions of a buffer that is not theirs alone. */
+  const region = (bytes: Uint8Array): Uint8Array => {
+    const shared = new Uint8Array(16 * 1024);
+    shared.set(bytes, 100);
+    return shared.subarray(100, 100 + bytes.length);
+  };
+  const backing = (pieces: readonly Uint8Array[]) => {
+    return [...new Set(pieces.map(({ buffer }) => buffer))].reduce((sum, { byteLength }) => sum + byteLength, 0);
+  };
+
+  it('is the same bytes, and not the buffers in which they came in small pieces', () => {
+    const random = randomness();
+    const of = record();
+    const frames = Array.from({ length: 1000 }, () => verbatim('D', random.bytes(random.below(100))));
+    for (const { bytes } of frames) {
+      of.addInput(region(bytes));
+      of.answer.append(region(bytes));
+    }
+    const expected = counted(frames);
+    expect(Buffer.concat(of.input).equals(expected), random.where).toBe(true);
+    expect(Buffer.concat(of.answer.canonicalBytes(canon)).equals(expected), random.where).toBe(true);
+    expect(of.inputBytes).toBe(expected.length);
+    expect(of.answer.bytes).toBe(expected.length);
+    // At most the latest 31 pieces still keep buffers of their own.
+    expect(backing(of.input)).toBeLessThanOrEqual(expected.length + 31 * 16 * 1024);
+    of.answer.fold(canon);
+    expect(of.answer.digest()).toEqual(createHash('sha256').update(expected).digest());
+  });
+
+  it('leaves large pieces where they are', () => {
+    const of = record();
+    const pieces = Array.from({ length: 100 }, () => new Uint8Array(64 * 1024));
+    for (const piece of pieces) of.addInput(piece);
+    expect(of.input.every((piece, i) => piece === pieces[i])).toBe(true);
+  });
+
+  it('lies in one buffer for several requests', () => {
+    const random = randomness();
+    const large = new Uint8Array(50_000).fill(3);
+    const records = Array.from({ length: 8 }, () => record());
+    const bodies = records.map(() => verbatim('D', random.bytes(50)).bytes);
+    records.forEach((of, i) => {
+      of.addInput(region(bodies[i]));
+      of.answer.append(region(bodies[i]));
+      of.answer.append(large);
+    });
+    keepApart(records);
+    records.forEach((of, i) => {
+      expect(Buffer.concat(of.input).equals(bodies[i]), random.where).toBe(true);
+      expect(Buffer.from(of.answer.chunks[0]).equals(bodies[i]), random.where).toBe(true);
+      expect(of.answer.chunks[1]).toBe(large);
+    });
+    const small = records.flatMap(({ input, answer: log }) => [...input, log.chunks[0]]);
+    expect(backing(small)).toBe(2 * Buffer.concat(bodies).length);
   });
 });
 

@@ -679,9 +679,11 @@ describe('random texts', () => {
     'with a as () search ',
   ])('take no more than linear time: %j', (piece) => {
     const bytes = Buffer.from('select ' + piece.repeat(100_000 / piece.length));
-    const before = performance.now();
+    // Processor time of this process: the clock on the wall also counts what other programs take.
+    const before = process.cpuUsage();
     analyseQuery(bytes, 0, bytes.length, ON);
-    expect(performance.now() - before).toBeLessThan(2000);
+    const { user, system } = process.cpuUsage(before);
+    expect((user + system) / 1000).toBeLessThan(2000);
   });
 });
 
@@ -1156,7 +1158,8 @@ describe('with a server', () => {
       fastest = Math.min(fastest, performance.now() - before);
     }
     await other.end();
-    expect(fastest).toBeLessThan(200);
+    // Some 40 ms on a machine that does nothing else; a plan compiled just in time takes a second at least.
+    expect(fastest).toBeLessThan(800);
     const catalogue = parseCatalogue(rows);
     expect(isPlainRead(facts('table more_view_300'), catalogue)).toBe(false);
     expect(isPlainRead(facts('select many_7(t) from t'), catalogue)).toBe(false);

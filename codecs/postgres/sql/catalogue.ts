@@ -26,6 +26,12 @@ export interface Catalogue {
   readonly volatileOperators: ReadonlySet<string>;
   /** Some tainted name is not ASCII, so a text whose names are not known for sure may mean it. */
   readonly taintedBeyondAscii: boolean;
+  /** Own functions whose body touches the state of the session (locks, settings, temporary tables), by their text. */
+  readonly sessionFunctions: ReadonlySet<string>;
+  /** Such a function is a trigger: any write may call it. */
+  readonly sessionTriggers: boolean;
+  /** Names of settings that own functions set for the session. */
+  readonly customSettings: ReadonlySet<string>;
   /** No text can be told: an implicit cast, or an operator that grammar uses without its symbol, is volatile. */
   readonly guardEverything: boolean;
 }
@@ -36,6 +42,9 @@ export const UNKNOWN_CATALOGUE: Catalogue = Object.freeze({
   volatileFunctions: new Set<string>(),
   taintedRelations: new Set<string>(),
   volatileOperators: new Set<string>(),
+  sessionFunctions: new Set<string>(),
+  sessionTriggers: false,
+  customSettings: new Set<string>(),
   taintedBeyondAscii: true,
   guardEverything: true,
 });
@@ -43,10 +52,15 @@ export const UNKNOWN_CATALOGUE: Catalogue = Object.freeze({
 /** Used by IN, BETWEEN, LIKE, CASE x WHEN, ORDER BY, DISTINCT and the like without being written. */
 const IMPLICIT_OPERATORS: ReadonlySet<string> = new Set('= <> < > <= >= ~~ !~~ ~~* !~~* ~ !~'.split(' '));
 
+/** A function body with this in it takes locks, makes temporary tables or cursors, or changes settings, beyond its transaction. */
+const SESSION_BODY =
+  'advisory_lock|set_config\\s*\\([^;]*\\mfalse\\M|\\mcreate\\s+(local\\s+)?temp|\\minto\\s+temp|with\\s+hold';
+
 const harmless = [...HARMLESS_VOLATILE].map((name) => `'${name}'`).join(',');
 
 /**
- * One row [kind, name] for every fact: s(afe function), v(olatile function), t(ainted name), o(perator), h(azard).
+ * One row [kind, name] for every fact: s(afe function), v(olatile function), t(ainted name), o(perator), h(azard),
+ * u(ser function that touches the session), U (the same as a trigger), c(ustom setting that a function sets).
  *
  * Needs no privileges; PostgreSQL 13 and later; some 10 ms, and as much again for every few hundred views. Objects below
  * oid 16384 are the server's own, and pg_depend says nothing about those, so calls of the server's own writing functions
@@ -121,7 +135,13 @@ WHERE t.class = 'pg_catalog.pg_operator'::pg_catalog.regclass
 UNION ALL
 SELECT DISTINCT CASE WHEN k.castcontext = 'i' THEN 'h' ELSE 't' END, y.typname FROM tainted t
 JOIN pg_catalog.pg_cast k ON k.oid = t.id JOIN pg_catalog.pg_type y ON y.oid IN (k.castsource, k.casttarget)
-WHERE t.class = 'pg_catalog.pg_cast'::pg_catalog.regclass`;
+WHERE t.class = 'pg_catalog.pg_cast'::pg_catalog.regclass
+UNION ALL
+SELECT DISTINCT CASE WHEN prorettype IN (2279, 3838) THEN 'U' ELSE 'u' END, proname FROM pg_catalog.pg_proc
+WHERE oid >= 16384 AND prosrc ~* '${SESSION_BODY}'
+UNION ALL
+SELECT DISTINCT 'c', found[1] FROM pg_catalog.pg_proc,
+  pg_catalog.regexp_matches(prosrc, 'set_config\\s*\\(\\s*''([^'']+)''', 'gi') found WHERE oid >= 16384`;
 
 /** The answer to CATALOGUE_QUERY, rows as texts in the database's order of columns. */
 export function parseCatalogue(rows: readonly (readonly (string | null)[])[]): Catalogue {
@@ -129,6 +149,9 @@ export function parseCatalogue(rows: readonly (readonly (string | null)[])[]): C
   const volatileFunctions = new Set<string>();
   const taintedRelations = new Set<string>();
   const volatileOperators = new Set<string>();
+  const sessionFunctions = new Set<string>();
+  const customSettings = new Set<string>();
+  let sessionTriggers = false;
   let guardEverything = false;
   for (const [kind, name] of rows) {
     if (typeof name !== 'string') continue;
@@ -136,6 +159,9 @@ export function parseCatalogue(rows: readonly (readonly (string | null)[])[]): C
     else if (kind === 'v') volatileFunctions.add(name);
     else if (kind === 't') taintedRelations.add(name);
     else if (kind === 'o') volatileOperators.add(name);
+    else if (kind === 'u') sessionFunctions.add(name);
+    else if (kind === 'U') sessionTriggers = true;
+    else if (kind === 'c') customSettings.add(name.toLowerCase());
     else guardEverything = true;
   }
   for (const name of volatileFunctions) safeFunctions.delete(name);
@@ -145,6 +171,9 @@ export function parseCatalogue(rows: readonly (readonly (string | null)[])[]): C
     volatileFunctions,
     taintedRelations,
     volatileOperators,
+    sessionFunctions,
+    sessionTriggers,
+    customSettings,
     taintedBeyondAscii: [...taintedRelations].some((name) => !isAscii(name)),
     guardEverything,
   });

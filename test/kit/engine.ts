@@ -1,0 +1,378 @@
+import postgres from '../../codecs/postgres/index.js';
+import type { LoginResult, OutcomeToken } from '../../core/contract/index.js';
+import { Session, type SessionLimits } from '../../core/session/session.js';
+import { message } from './gateway.js';
+
+/** What a made-up database remembers: which statements took effect, and which transactions committed. */
+export class MadeUpDatabase {
+  readonly applied: string[] = [];
+  readonly committed = new Set<string>();
+  private xid = 1000n;
+  position = 5000n;
+
+  nextXid(): bigint {
+    return ++this.xid;
+  }
+}
+
+const int16 = (n: number) => Buffer.from([n >> 8, n & 255]);
+const int32 = (n: number) => {
+  const bytes = Buffer.alloc(4);
+  bytes.writeInt32BE(n);
+  return bytes;
+};
+
+/**
+ * One connection to a made-up server: bytes in, bytes out, at once. It knows a few words: BEGIN, COMMIT, ROLLBACK, `select N`
+ * (N rows), `select fail`, `insert NAME` (one row, `returning` shows it), `copy` (from the client), `set` (tells a parameter),
+ * `do` (a notice), and `big` (rows longer than the gateway's buffers).
+ */
+export class MadeUpServer {
+  private input: Buffer = Buffer.alloc(0);
+  private out: Buffer[] = [];
+  private status: 'I' | 'T' | 'E' = 'I';
+  private skipping = false;
+  private copying: { text: string; extended: boolean; data: number } | null = null;
+  private readonly statements = new Map<string, string>();
+  private readonly portals = new Map<string, string>();
+  private unit: string[] = [];
+  private xid: bigint | null = null;
+  private told: Buffer[] = [];
+
+  constructor(private readonly database: MadeUpDatabase) {}
+
+  /** Understands what was sent; gives back what it answers. */
+  feed(bytes: Uint8Array): Buffer {
+    this.input = Buffer.concat([this.input, bytes]);
+    while (this.input.length >= 5 && this.input.length > this.input.readInt32BE(1)) {
+      const end = 1 + this.input.readInt32BE(1);
+      this.take(String.fromCharCode(this.input[0]), this.input.subarray(5, end));
+      this.input = this.input.subarray(end);
+    }
+    const out = Buffer.concat(this.out);
+    this.out = [];
+    return out;
+  }
+
+  private say(type: string, ...body: (Buffer | string)[]): void {
+    this.out.push(message(type, ...body));
+  }
+
+  private take(type: string, body: Buffer): void {
+    if (this.copying !== null) {
+      this.takeCopy(type, body);
+      return;
+    }
+    if (this.skipping && type !== 'S') return;
+    const words = body.toString('utf8').split('\0');
+    switch (type) {
+      case 'Q': {
+        const statements = words[0].split(';').filter((text) => text.trim() !== '');
+        if (statements.length === 0) this.say('I');
+        for (const text of statements) if (!this.run(text.trim(), false)) break;
+        if (this.copying === null) this.ready();
+        return;
+      }
+      case 'P':
+        this.statements.set(words[0], words[1]);
+        this.say('1');
+        return;
+      case 'B':
+        this.portals.set(words[0], this.statements.get(words[1]) ?? 'fail');
+        this.say('2');
+        return;
+      case 'D': {
+        const text = (words[0][0] === 'S' ? this.statements : this.portals).get(words[0].slice(1)) ?? '';
+        if (words[0][0] === 'S') this.say('t', int16(0));
+        if (/^(select|.*returning)/.test(text)) this.describe();
+        else this.say('n');
+        return;
+      }
+      case 'E': {
+        if (!this.run(this.portals.get(words[0]) ?? 'fail', true)) this.skipping = true;
+        return;
+      }
+      case 'C':
+        this.say('3');
+        return;
+      case 'S':
+        this.skipping = false;
+        if (this.status === 'I') this.portals.clear();
+        this.ready();
+        return;
+      case 'F': {
+        const oid = body.readInt32BE(0);
+        if (this.status === 'E') this.fail('25P02');
+        else {
+          const value = oid === 2852 ? ++this.database.position : this.xid;
+          const eight = Buffer.alloc(8);
+          eight.writeBigUInt64BE(value ?? 0n);
+          if (value === null) this.say('V', int32(-1));
+          else this.say('V', int32(8), eight);
+        }
+        this.ready();
+        return;
+      }
+    }
+  }
+
+  private takeCopy(type: string, body: Buffer): void {
+    const copy = this.copying!;
+    if (type === 'd') copy.data += body.length;
+    if (type !== 'c' && type !== 'f') return;
+    this.copying = null;
+    if (type === 'f') {
+      this.fail('57014');
+      this.skipping = copy.extended;
+    } else {
+      this.write(`${copy.text} ${copy.data}`);
+      this.say('C', 'COPY 1\0');
+    }
+    if (!copy.extended) this.ready();
+  }
+
+  private describe(): void {
+    this.say('T', int16(1), 'x\0', int32(0), int16(0), int32(25), int16(-1 & 0xffff), int32(-1), int16(0));
+  }
+
+  private row(text: string): void {
+    this.say('D', int16(1), int32(text.length), text);
+  }
+
+  private write(text: string): void {
+    this.xid ??= this.database.nextXid();
+    this.unit.push(text);
+  }
+
+  private commit(): void {
+    this.database.applied.push(...this.unit);
+    if (this.xid !== null) this.database.committed.add(String(this.xid));
+    this.unit = [];
+    this.xid = null;
+  }
+
+  private forget(): void {
+    this.unit = [];
+    this.xid = null;
+  }
+
+  private fail(code: string): void {
+    this.say('E', `SERROR\0VERROR\0C${code}\0Mno luck\0\0`);
+    if (this.status === 'T') this.status = 'E';
+    if (this.status === 'I') this.forget();
+  }
+
+  private run(text: string, extended: boolean): boolean {
+    const [verb, argument] = text.split(' ');
+    const lower = verb.toLowerCase();
+    if (this.status === 'E' && lower !== 'rollback' && lower !== 'commit') {
+      this.fail('25P02');
+      return false;
+    }
+    switch (lower) {
+      case 'begin':
+        this.status = 'T';
+        this.say('C', 'BEGIN\0');
+        return true;
+      case 'commit':
+      case 'rollback': {
+        const ok = lower === 'commit' && this.status === 'T';
+        if (ok) this.commit();
+        else this.forget();
+        this.status = 'I';
+        this.say('C', ok ? 'COMMIT\0' : 'ROLLBACK\0');
+        return true;
+      }
+      case 'select': {
+        if (argument === 'fail') {
+          this.fail('42703');
+          return false;
+        }
+        if (!extended) this.describe();
+        const count = Number(argument);
+        for (let i = 0; i < count; i++) this.row(text.includes('big') ? 'b'.repeat(70_000 + i) : `row ${i}`);
+        this.say('C', `SELECT ${count}\0`);
+        return true;
+      }
+      case 'insert':
+        this.write(text);
+        if (text.includes('returning')) {
+          if (!extended) this.describe();
+          this.row(argument);
+        }
+        this.say('C', 'INSERT 0 1\0');
+        return true;
+      case 'copy':
+        this.copying = { text, extended, data: 0 };
+        this.say('G', Buffer.from([0]), int16(0));
+        return true;
+      case 'set':
+        this.told.push(message('S', `application_name\0${argument}\0`));
+        this.say('C', 'SET\0');
+        return true;
+      case 'do':
+        this.say('N', 'SNOTICE\0C00000\0Mheard\0\0');
+        this.say('C', 'DO\0');
+        return true;
+      default:
+        this.fail('42601');
+        return false;
+    }
+  }
+
+  private ready(): void {
+    // What was not in a block was in a transaction of its own up to here.
+    if (this.status === 'I') this.commit();
+    this.out.push(...this.told);
+    this.told = [];
+    this.say('Z', this.status);
+  }
+}
+
+const LOGIN: LoginResult = {
+  cancelKey: null,
+  backendId: '1',
+  facts: { protocol: { major: 3, minor: 0 }, parameters: [['server_version', '18.0']], notices: [] },
+};
+
+/** How bytes are cut before they are handed over: gives the next piece's length for what is left. */
+export type Cutter = (left: number) => number;
+
+export const WHOLE: Cutter = (left) => left;
+export const BYTES: Cutter = () => 1;
+
+/** The engine with the real PostgreSQL codec between a scripted client and a made-up server. */
+export class EngineRig {
+  readonly database = new MadeUpDatabase();
+  readonly session: Session;
+  toClient: Buffer[] = [];
+  private server = new MadeUpServer(this.database);
+  private fromServer: Buffer = Buffer.alloc(0);
+  private recovering = false;
+  /** Server bytes after which the connection is lost; what the server did is done. */
+  loseAfter = Number.POSITIVE_INFINITY;
+  /** Bytes to the server after which the connection is lost; the server never sees more. */
+  loseBefore = Number.POSITIVE_INFINITY;
+  losses = 0;
+  private arrived = 0;
+  private sent = 0;
+
+  constructor(
+    private readonly cutServer: Cutter = WHOLE,
+    limits: Partial<SessionLimits> = {},
+  ) {
+    const codec = postgres.session({
+      greeting: {
+        kind: 'session',
+        identity: { user: 'u', database: 'd', secret: null },
+        startup: { protocol: { major: 3, minor: 0 }, params: [] },
+        passThrough: null,
+        tls: false,
+      },
+      shared: () => undefined,
+      options: {},
+    });
+    this.session = new Session(
+      codec,
+      {
+        frameLength: postgres.frameLength,
+        canonical: (bytes, start, end) => codec.canonical(bytes, start, end),
+        verbatim: (bytes, start) => codec.verbatim(bytes, start),
+      },
+      { request: 2 ** 20, journal: 2 ** 20, answers: 2 ** 18, queue: 2 ** 20, ...limits },
+      {
+        toClient: (bytes) => this.toClient.push(Buffer.from(bytes)),
+        toServer: (bytes) => this.feedServer(bytes),
+        readClient: () => {},
+        readServer: () => {},
+        doubt: () => this.session.lost(),
+        recover: () => {
+          this.recovering = true;
+        },
+        replayed: () => {},
+        resumed: () => {},
+        learn: () => {},
+        acknowledged: () => {},
+        closeClient: () => {},
+        count: () => {},
+      },
+      { requests: 0, units: 0 },
+    );
+    codec.welcome(LOGIN, new Uint8Array(8));
+    this.session.attached();
+  }
+
+  private feedServer(bytes: Uint8Array): void {
+    const left = this.loseBefore - this.sent;
+    this.sent += bytes.length;
+    const seen = bytes.subarray(0, Math.max(0, left));
+    this.fromServer = Buffer.concat([this.fromServer, this.server.feed(seen)]);
+  }
+
+  /** The client says this, cut in pieces; between pieces the server's answers arrive when `prompt`. */
+  say(bytes: Buffer, cut: Cutter = WHOLE, prompt = true): void {
+    for (let at = 0; at < bytes.length; ) {
+      const size = cut(bytes.length - at);
+      this.session.frontend(Buffer.from(bytes.subarray(at, at + size)));
+      at += size;
+      if (prompt) this.settle();
+    }
+    this.settle();
+  }
+
+  /** Everything that is under way arrives. */
+  settle(): void {
+    for (;;) {
+      if (this.recovering) this.recover();
+      else if (this.sent > this.loseBefore) this.lose();
+      else if (this.fromServer.length > 0) {
+        const size = Math.min(this.cutServer(this.fromServer.length), this.loseAfter - this.arrived);
+        const piece = Buffer.from(this.fromServer.subarray(0, size));
+        this.fromServer = this.fromServer.subarray(size);
+        this.arrived += piece.length;
+        if (piece.length > 0) this.session.backend(piece);
+        if (this.arrived >= this.loseAfter && !this.recovering) this.lose();
+      } else return;
+    }
+  }
+
+  private lose(): void {
+    this.losses++;
+    this.loseAfter = Number.POSITIVE_INFINITY;
+    this.loseBefore = Number.POSITIVE_INFINITY;
+    this.session.lost();
+  }
+
+  private recover(): void {
+    this.recovering = false;
+    this.server = new MadeUpServer(this.database);
+    this.fromServer = Buffer.alloc(0);
+    const { session } = this;
+    if (session.inDoubt) {
+      session.asking();
+      const token = session.unit.token as OutcomeToken | null;
+      const xid = (token?.token as { xid: string } | undefined)?.xid;
+      if (session.unit.unprovable !== null) {
+        session.unknown({ code: 'OUTLIVE_OUTCOME_UNKNOWN', kind: 'outcome-unknown', message: 'unknown' });
+      } else if (xid !== undefined && this.database.committed.has(xid)) session.committed();
+      else session.notCommitted();
+    }
+    session.restoring();
+    const restore = session.codec.restore();
+    let heard: Buffer = Buffer.alloc(0);
+    for (let step = restore.next(); !step.done; ) {
+      const want = step.value;
+      if (want.want !== 'frame') throw new Error(`restore wants ${want.want}`);
+      if (want.send !== undefined) heard = Buffer.concat([heard, this.server.feed(want.send)]);
+      const length = 1 + heard.readInt32BE(1);
+      const frame = heard.subarray(0, length);
+      heard = heard.subarray(length);
+      step = restore.next(frame);
+    }
+    session.restored(LOGIN);
+  }
+
+  heard(): Buffer {
+    return Buffer.concat(this.toClient);
+  }
+}
