@@ -790,13 +790,13 @@ export class Session implements Sink {
   }
 
   /**
-   * What answers no request does not set a held success free. It is held behind it, to keep the order, unless it comes with the
-   * commit: a server tells that before the success.
+   * What answers no request does not set a held success free. It is held behind it, to keep the order, but for the notices of the
+   * commit: a server gives those before it tells the success.
    */
   private holdBack(head: Pending | undefined, bytes: Uint8Array, run: number, at: number, frameEnd: number): void {
     if (at > run) this.io.toClient(bytes.subarray(run, at));
     const frame = bytes.subarray(at, frameEnd);
-    if (head === undefined || head.injection !== null) this.io.toClient(frame);
+    if (this.header.notice && head?.injection) this.io.toClient(frame);
     else this.verdict.push(frame);
   }
 

@@ -252,11 +252,11 @@ describe('while it waits', () => {
   it('a result that was cut in its middle hears it between two rows only, and goes on in its middle', async () => {
     const client = await raw(patient);
     await client.query('begin');
-    // Each row is shorter than what reaches the client whole, and much longer than a chunk.
+    // Each row is shorter than what reaches the client whole. What is held back is lost with the server.
     proxy.when(
       'server',
       (bytes) => bytes.length > 100_000,
-      (connection) => connection.cutAfterServerBytes(10_000),
+      (connection) => connection.holdServerReplies(),
     );
     await client.write(serialize.query(`select i, repeat('r', 20000) from generate_series(1, 50) i`));
     await eventually(() => client.messages.filter(({ type }) => type === 'D').length > 2);
@@ -274,7 +274,11 @@ describe('while it waits', () => {
     const witness = await raw(patient);
     await client.query('begin');
     const size = 600_000;
-    proxy.when('server', holds('rrrrrrrr'), (connection) => connection.cutAfterServerBytes(200_000));
+    proxy.when(
+      'server',
+      (bytes) => bytes.length > 200_000,
+      (connection) => connection.holdServerReplies(),
+    );
     await client.write(serialize.query(`select repeat('r', ${size})`));
     await eventually(() => client.partial.length > 100_000, { message: 'the beginning of the row' });
     await fall();
