@@ -14,7 +14,7 @@ import { AUTH_METHODS, AUTHENTICATION_OK, greet } from './greet.js';
 import { dataRow, text } from './inject.js';
 import { type CancelKey, login } from './login.js';
 import { lookup } from './lookup.js';
-import { resolve } from './outcome.js';
+import { missing, resolve } from './outcome.js';
 import { probe, switchPoint } from './probe.js';
 import { PostgresSession, type SharedFacts } from './session.js';
 import { CATALOGUE_QUERY, parseCatalogue, QueryCache } from './sql/index.js';
@@ -52,6 +52,7 @@ const postgres: Codec = {
   login,
   probe,
   resolve,
+  missing,
   switchPoint,
   terminate,
   activity,

@@ -74,6 +74,21 @@ type XactStatus = 'committed' | 'aborted' | 'in progress' | 'prepared' | 'future
  * timeline that is not a descendant, a standby, an id too old, or "committed" without a boundary)
  * @throws ProtocolViolation when the server does not answer as a PostgreSQL server does
  */
+/**
+ * Counts those of the tokens whose transaction is not committed on this server. Only for tokens of transactions that were
+ * committed and that lie before the switch point: an id beyond the next one, or aborted, is then one that was lost.
+ */
+export function* missing(tokens: readonly OutcomeToken[]): Exchange<number> {
+  const xids = tokens.map(({ token }) => (token as PostgresToken).xid);
+  // The order of evaluation matters: pg_xact_status fails for ids that were never issued here.
+  const { rows, error } = yield* simpleQuery(`
+    SELECT pg_catalog.count(*) FROM pg_catalog.unnest('{${xids.join(',')}}'::pg_catalog.xid8[]) AS t(x)
+    WHERE CASE WHEN x < pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())
+      THEN pg_catalog.pg_xact_status(x) IN ('aborted', 'in progress') ELSE true END`);
+  if (error !== null) throw new ProtocolViolation(`asking for commits failed (SQLSTATE ${error.code})`, 'server');
+  return Number(rows[0][0]);
+}
+
 export function* resolve(token: OutcomeToken, origin: ServerFacts, server: ServerFacts): Exchange<Outcome> {
   const { xid, lsn } = token.token as PostgresToken;
   if (!/^[1-9]\d{0,19}$/.test(xid) || origin.system !== server.system) return 'unknown';

@@ -428,6 +428,8 @@ export interface Codec {
   resolve?(token: OutcomeToken, origin: ServerFacts, server: ServerFacts): Exchange<Outcome>;
   /** Where the history of `server` left `timeline`; null when that is not known. For counting acknowledged commits that are missing. */
   switchPoint?(server: ServerFacts, timeline: number): bigint | null;
+  /** How many of these committed transactions, whose tokens lie before the switch point, does the server lack? Over a connection of the gateway's own. */
+  missing?(tokens: readonly OutcomeToken[]): Exchange<number>;
   /** Ends the session `backendId` on the server. True when it is gone. Over a connection of the gateway's own. */
   terminate?(backendId: string): Exchange<boolean>;
   /** What does the session `backendId` do on the server? Null when that cannot be told. Over a connection of the gateway's own. */

@@ -8,6 +8,7 @@ import {
   type GatewayError,
   type Greeting,
   type Log,
+  type OutcomeToken,
   ProtocolViolation,
   type ServerError,
   type SessionCodec,
@@ -491,6 +492,8 @@ export class SessionHost implements SessionIo {
     const session = this.session!;
     const codec = this.codec!;
     const { cluster, listener } = env;
+    /** From then on the session may be looking for yet another server, which is not this search's affair. */
+    let handedOver = false;
     try {
       for (let failures = 0; ; ) {
         const episode = this.episode!;
@@ -541,9 +544,10 @@ export class SessionHost implements SessionIo {
             for (const { what } of gone) env.stats.count(env.stats.unprotected, what);
           }
           this.recovering = false;
+          handedOver = true;
           const attached = connection;
           this.attach(attached);
-          this.guarded(() => session.restored(attached.login));
+          if (this.backend === attached) this.guarded(() => session.restored(attached.login));
           this.tellState();
           if (rest.length > 0 && this.backend === attached) this.fromServer(rest);
           return;
@@ -576,14 +580,14 @@ export class SessionHost implements SessionIo {
     } catch (error) {
       this.broken(error, 'gateway');
     } finally {
-      this.recovering = false;
+      if (!handedOver) this.recovering = false;
     }
   }
 
   private giveUpSearch(): void {
     const { env } = this;
     const session = this.session!;
-    if (session.inDoubt) session.unknown(outcomeUnknown(this.doubtLabel));
+    if (session.inDoubt) session.unknown(outcomeUnknown(session.unit.unprovable ?? 'commit'));
     session.unavailable({
       code: 'OUTLIVE_NO_WRITABLE_SERVER',
       kind: 'unavailable',
@@ -595,7 +599,6 @@ export class SessionHost implements SessionIo {
     this.tellState();
   }
 
-  private doubtLabel = 'commit';
   /** Where the open unit's token was taken: the last server connection. */
   private origin: BackendConnection['origin'] = null;
 
@@ -668,8 +671,8 @@ export class SessionHost implements SessionIo {
     this.keepalive = null;
   }
 
-  acknowledged(position: bigint): void {
-    if (this.origin !== null) this.env.cluster.acknowledged(this.origin.facts, position);
+  acknowledged(token: OutcomeToken): void {
+    if (this.origin !== null) this.env.cluster.acknowledged(this.origin.facts, token);
   }
 
   closeClient(): void {

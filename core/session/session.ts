@@ -7,6 +7,7 @@ import {
   type GatewayError,
   type Injection,
   type LoginResult,
+  type OutcomeToken,
   RELAY,
   type Request,
   type ServerError,
@@ -51,8 +52,8 @@ export interface SessionIo {
   learn(): void;
   /** The session goes on as if nothing had happened. */
   resumed(): void;
-  /** A commit that was acknowledged to the client had this position. */
-  acknowledged(position: bigint): void;
+  /** A commit was acknowledged to the client. */
+  acknowledged(token: OutcomeToken): void;
   /** Close the client's connection after what was written. */
   closeClient(): void;
   /** A coded thing happened that users count. */
@@ -376,7 +377,8 @@ export class Session implements Sink {
   /** Answers a request without the server, when an earlier part of it failed or an error waits for the client's next request. */
   private answerHere(request: Request): boolean {
     if (this.deferred !== null) {
-      if (request.effect === 'rollback' && !request.joined) {
+      const ends = request.effect === 'rollback' || (request.effect === 'commit' && this.clientStatus === 'failed');
+      if (ends && !request.joined) {
         // The client gives its transaction up by itself; it need not be told.
         this.deferred = null;
         return false;
@@ -869,7 +871,7 @@ export class Session implements Sink {
   /** Everything up to this record is closed: nothing of it will be repeated. */
   private endUnit(record: RequestRecord, ok: boolean): void {
     const unit = this.unit;
-    if (unit.token !== null && unit.commitSent && ok) this.io.acknowledged(unit.token.position);
+    if (unit.token !== null && unit.commitSent && ok) this.io.acknowledged(unit.token);
     this.stats.units++;
     this.answered++;
     if (this.records.length === 1) this.records.length = 0;
@@ -1188,11 +1190,11 @@ export class Session implements Sink {
       this.clientStatus = status;
       const rest = outstanding.slice(outstanding.indexOf(first) + 1);
       this.requeue(rest.map((r) => ({ request: r.request, input: r.input, record: null })));
-    } else if (outstanding.length > 0) {
-      // A part of a request whose end has not come yet: the error waits for it.
+    } else {
+      // The error waits for the client's next request, or for the end of the one of which only a part has come. Also in a
+      // transaction that the client knows to have failed: it may want to go back to a savepoint.
       this.deferred = error;
-    } else if (wasOpen && this.clientStatus !== 'failed') this.deferred = error;
-    else if (!wasOpen) this.deferred = error;
+    }
   }
 
   private requeue(items: Item[]): void {

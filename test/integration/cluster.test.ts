@@ -385,21 +385,14 @@ describe('a cluster on real servers', () => {
   });
 
   it('counts acknowledged commits that a promotion lost', async () => {
-    const switchPoint = (server: { history: unknown }, timeline: number) => {
-      const { timelines } = server.history as { timelines: { timeline: number; switchLsn: string }[] | null };
-      const found = timelines?.find((each) => each.timeline === timeline);
-      if (found === undefined) return null;
-      const [high, low] = found.switchLsn.split('/');
-      return (BigInt(`0x${high}`) << 32n) | BigInt(`0x${low}`);
-    };
-    const { cluster, events, acquire, stats } = await rig({}, {}, { ...postgres, switchPoint } as Codec);
+    const { cluster, events, acquire, stats } = await rig();
     const { pair } = ground;
     const t = await table('lost');
     const connection = await acquire();
     const commit = async () => {
-      const { position } = await write(connection, t);
+      const token = await write(connection, t);
       await sql(connection, 'COMMIT');
-      cluster.acknowledged(connection.origin!.facts, position);
+      cluster.acknowledged(connection.origin!.facts, token);
     };
     await commit();
     await pair.setSynchronous(false);
@@ -410,7 +403,7 @@ describe('a cluster on real servers', () => {
     await until(() => events.some(({ type }) => type === 'lost-commits'));
     expect(events.find(({ type }) => type === 'lost-commits')).toMatchObject({ count: 2, atLeast: false });
     expect(stats.lostCommits).toBe(2);
-    cluster.acknowledged(connection.origin!.facts, 2n ** 60n);
+    cluster.acknowledged(connection.origin!.facts, { token: null, position: 2n ** 60n });
     expect(stats.lostCommits).toBe(3);
     await pair.setSynchronous(true).catch(() => {});
   });

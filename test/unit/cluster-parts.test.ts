@@ -6,6 +6,7 @@ import { FIRST, LAST, Turns } from '../../core/host/cluster/logins.js';
 import credentialsQuery from '../../plugins/credentials-query/index.js';
 
 const never = new AbortController().signal;
+const token = (position: bigint) => ({ token: null, position });
 const settle = () => new Promise((resolve) => setImmediate(resolve));
 
 describe('the login queue', () => {
@@ -77,29 +78,29 @@ describe('acknowledged commits', () => {
   it('tells which are beyond a switch point, once', () => {
     const commits = new AcknowledgedCommits();
     expect(commits.part(0n)).toBeNull();
-    const more = (...positions: bigint[]) => positions.map((position) => commits.note(at(1), position));
-    expect(more(10n, 30n, 20n)).toEqual([true, true, true]);
+    const more = (...positions: bigint[]) => positions.map((position) => commits.note(at(1), token(position)));
+    expect(more(10n, 30n, 20n)).toEqual(['noted', 'noted', 'noted']);
     expect(commits.timeline).toBe(1);
-    expect(commits.part(15n)).toEqual({ count: 2, atLeast: false, position: 30n });
+    expect(commits.part(15n)).toEqual({ count: 2, unclear: [token(10n)], atLeast: false, position: 30n });
     expect(commits.part(15n)).toBeNull();
     // What is reported late is known for lost or not at once.
-    expect(more(14n, 15n)).toEqual([true, false]);
+    expect(more(14n, 15n)).toEqual(['unclear', 'lost']);
   });
 
-  it('finds nothing missing before the switch point', () => {
+  it('finds nothing missing for certain before the switch point', () => {
     const commits = new AcknowledgedCommits();
-    commits.note(at(1), 30n);
-    expect(commits.part(31n)).toBeNull();
+    commits.note(at(1), token(30n));
+    expect(commits.part(31n)).toEqual({ count: 0, unclear: [token(30n)], atLeast: false, position: 30n });
   });
 
   it('remembers the latest ones of the latest timeline', () => {
     const commits = new AcknowledgedCommits();
-    for (let i = 0; i < 5000; i++) commits.note(at(1), BigInt(i));
-    expect(commits.part(10n)).toEqual({ count: 4096, atLeast: true, position: 4999n });
-    commits.note(at(2), 6000n);
-    expect(commits.note(at(1), 9000n)).toBe(true);
+    for (let i = 0; i < 5000; i++) commits.note(at(1), token(BigInt(i)));
+    expect(commits.part(10n)).toEqual({ count: 4096, unclear: [], atLeast: true, position: 4999n });
+    commits.note(at(2), token(6000n));
+    expect(commits.note(at(1), token(9000n))).toBe('noted');
     expect(commits.timeline).toBe(2);
-    expect(commits.part(0n)).toEqual({ count: 1, atLeast: false, position: 6000n });
+    expect(commits.part(0n)).toEqual({ count: 1, unclear: [], atLeast: false, position: 6000n });
   });
 });
 

@@ -575,10 +575,13 @@ export class Cluster {
     return node.own.run(exchange, SHORT_TIMEOUT_MS, signal);
   }
 
-  /** A commit was acknowledged to a client: `position` of its token, `origin` of its connection. Cheap; called for every commit. */
-  acknowledged(origin: ServerFacts, position: bigint): void {
-    if (this.#commits.note(origin, position) || this.#lost === null) return;
-    this.#tellLost({ ...this.#lost, count: 1, atLeast: false, position });
+  /** A commit was acknowledged to a client: its token, `origin` of its connection. Cheap; called for every commit. */
+  acknowledged(origin: ServerFacts, token: OutcomeToken): void {
+    const what = this.#commits.note(origin, token);
+    if (what === 'noted' || this.#lost === null) return;
+    const { position } = token;
+    if (what === 'lost') this.#tellLost({ ...this.#lost, count: 1, atLeast: false, position });
+    else void this.#askForLost({ ...this.#lost, position }, [token]);
   }
 
   // ------------------------------------------------------------------------------------------------------- what is seen
@@ -731,7 +734,24 @@ export class Cluster {
     const switchPoint = this.#codec.switchPoint?.(facts, timeline) ?? facts.position;
     const missing = this.#commits.part(switchPoint);
     this.#lost = { type: 'lost-commits', server: node.state, count: 0, atLeast: false, position: -1n, switchPoint };
-    if (missing !== null) this.#tellLost({ ...this.#lost, ...missing });
+    if (missing === null) return;
+    const { count, unclear, atLeast, position } = missing;
+    if (count > 0) this.#tellLost({ ...this.#lost, count, atLeast, position });
+    if (unclear.length > 0) void this.#askForLost({ ...this.#lost, position }, unclear);
+  }
+
+  /** Counts the commits of these tokens that the promoted server does not have. */
+  async #askForLost(event: LostCommits, tokens: readonly OutcomeToken[]): Promise<void> {
+    const { missing } = this.#codec;
+    if (missing === undefined) return;
+    const node = this.#nodeOf(event.server);
+    try {
+      const count = await this.#ask(node, () => missing.call(this.#codec, tokens), this.#stopping.signal);
+      if (count > 0) this.#tellLost({ ...event, count });
+    } catch (error) {
+      const fields = { cluster: this.name, server: event.server.name, code: codeOf(error), commits: tokens.length };
+      this.#log.warn(fields, 'the promoted server could not be asked whether it has all acknowledged commits');
+    }
   }
 
   #tellLost(event: LostCommits): void {

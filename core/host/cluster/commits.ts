@@ -1,12 +1,14 @@
-import type { ServerFacts } from '../../contract/index.js';
+import type { OutcomeToken, ServerFacts } from '../../contract/index.js';
 
 /** How many positions are remembered per timeline, to count the lost ones. */
 const REMEMBERED = 4096;
 
 /** What is missing on a promoted server. */
 export interface Missing {
-  /** Acknowledged commits beyond the switch point, of those that are remembered. */
+  /** Acknowledged commits beyond the switch point, of those that are remembered: they are missing for certain. */
   readonly count: number;
+  /** Those whose token lies before it: the commit record, which follows the token, may lie beyond. The server must be asked. */
+  readonly unclear: readonly OutcomeToken[];
   /** True when older ones that are not remembered may be missing too. */
   readonly atLeast: boolean;
   /** The highest position. */
@@ -14,36 +16,37 @@ export interface Missing {
 }
 
 /**
- * Remembers where the commits were that clients were told of. The position of a commit is that of its token, taken just before
- * the commit record was written: what is said to be missing surely is, while the record right at a switch point may slip through.
+ * Remembers the commits that clients were told of, by their tokens. A token is taken before the commit record is written: what
+ * lies beyond the switch point is surely missing; of what lies before it, only the promoted server knows.
  */
 export class AcknowledgedCommits {
   #system = '';
   #timeline = -1;
-  #positions: bigint[] = [];
+  #tokens: OutcomeToken[] = [];
   #at = 0;
   #highest = -1n;
   /** Where the history that goes on left the timeline; null while the timeline itself goes on. */
   #parted: bigint | null = null;
 
   /**
-   * A commit was acknowledged to a client. Called for every commit, so it only writes a number down.
-   * @returns false when it is known to be lost: the client's server was replaced by one that lacks it
+   * A commit was acknowledged to a client. Called for every commit, so it only writes a reference down.
+   * @returns `noted`; or, when the client's server was replaced meanwhile, whether the commit is `lost` or `unclear`
    */
-  note(origin: ServerFacts, position: bigint): boolean {
+  note(origin: ServerFacts, token: OutcomeToken): 'noted' | 'lost' | 'unclear' {
+    const { position } = token;
     if (origin.timeline !== this.#timeline || origin.system !== this.#system) {
       // A straggler from long ago.
-      if (origin.timeline < this.#timeline) return true;
+      if (origin.timeline < this.#timeline) return 'noted';
       this.#system = origin.system;
       this.#timeline = origin.timeline;
       this.#parted = null;
       this.#forget();
     }
-    if (this.#parted !== null) return position < this.#parted;
-    this.#positions[this.#at] = position;
+    if (this.#parted !== null) return position < this.#parted ? 'unclear' : 'lost';
+    this.#tokens[this.#at] = token;
     this.#at = (this.#at + 1) % REMEMBERED;
     if (position > this.#highest) this.#highest = position;
-    return true;
+    return 'noted';
   }
 
   /** The timeline that the remembered commits are of; -1 when there are none. */
@@ -53,16 +56,17 @@ export class AcknowledgedCommits {
 
   /** A server took over whose history left the remembered timeline at `switchPoint`: what does it lack? Null when nothing. */
   part(switchPoint: bigint): Missing | null {
-    const missing = this.#positions.filter((position) => position >= switchPoint).length;
-    const atLeast = missing === REMEMBERED;
+    const unclear = this.#tokens.filter(({ position }) => position < switchPoint);
+    const count = this.#tokens.length - unclear.length;
+    const atLeast = count === REMEMBERED;
     const position = this.#highest;
     this.#parted = switchPoint;
     this.#forget();
-    return missing === 0 ? null : { count: missing, atLeast, position };
+    return count === 0 && unclear.length === 0 ? null : { count, unclear, atLeast, position };
   }
 
   #forget(): void {
-    this.#positions = [];
+    this.#tokens = [];
     this.#at = 0;
     this.#highest = -1n;
   }
