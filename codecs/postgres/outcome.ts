@@ -3,8 +3,8 @@
  *
  * ## The token and why it is exact
  *
- * The token is {xid, L}, taken in one write with the COMMIT, ahead of it, in the transaction: its top-level transaction id X
- * and then the log's insert position L. So, on the server where it was taken:
+ * The token is {xid, L}, taken inside the transaction right behind the first request that gave it an id, and in any case before
+ * the COMMIT leaves: its top-level transaction id X and then the log's insert position L. So, on the server where it was taken:
  *
  *  (1) Every log record of X that was there before the token ends at or before L. A transaction that has changed something
  *      durable has written at least one, and it carries X or the id of a subtransaction of X, which is higher than X.

@@ -744,13 +744,23 @@ export class Cluster {
   async #askForLost(event: LostCommits, tokens: readonly OutcomeToken[]): Promise<void> {
     const { missing } = this.#codec;
     if (missing === undefined) return;
-    const node = this.#nodeOf(event.server);
+    const { signal } = this.#stopping;
     try {
-      const count = await this.#ask(node, () => missing.call(this.#codec, tokens), this.#stopping.signal);
-      if (count > 0) this.#tellLost({ ...event, count });
-    } catch (error) {
-      const fields = { cluster: this.name, server: event.server.name, code: codeOf(error), commits: tokens.length };
-      this.#log.warn(fields, 'the promoted server could not be asked whether it has all acknowledged commits');
+      for (let failures = 0; ; failures++) {
+        // When that server is lost in its turn, the one that follows it knows as well.
+        const node = this.#writable ?? (await this.#present(signal));
+        try {
+          const count = await this.#ask(node, () => missing.call(this.#codec, tokens), signal);
+          if (count > 0) this.#tellLost({ ...event, count });
+          return;
+        } catch (error) {
+          const fields = { cluster: this.name, server: node.state.name, code: codeOf(error), commits: tokens.length };
+          this.#log.warn(fields, 'the server could not be asked yet whether it has all acknowledged commits');
+          await sleep(this.#outside, backoff(failures), signal);
+        }
+      }
+    } catch {
+      // The cluster stops.
     }
   }
 
