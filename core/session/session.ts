@@ -433,7 +433,11 @@ export class Session implements Sink {
       if (wrappable && request.guardable && this.codec.guard !== null && this.codec.token !== null) {
         this.guarding = true;
         this.codec.guardBegun();
-        this.inject(this.codec.guard.begin(), null);
+        const begin = this.codec.guard.begin();
+        this.inject(begin, () => {
+          // A cancel that meant the request hit this instead: the request commits by itself, and nothing proves it.
+          if (begin.failed() !== null) unit.unprovable = request.label;
+        });
       } else if (effect !== 'session' && effect !== 'begin') {
         // Outside a transaction and not to be wrapped: its outcome cannot be learnt.
         if (effect === 'write' || effect === 'opaque') unit.unprovable = request.label;

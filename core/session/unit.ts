@@ -27,13 +27,7 @@ export class Unit {
 
   /** A new unit begins. */
   reset(): void {
-    this.writes = false;
-    this.unarmed = false;
-    this.refused = false;
-    this.arming = false;
-    this.token = null;
-    this.commitSent = false;
-    this.unprovable = null;
+    this.rearm();
     this.inputBytes = 0;
     this.answerBytes = 0;
     this.oversized = false;
