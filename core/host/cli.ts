@@ -77,7 +77,7 @@ export async function main(argv: readonly string[], io: Io, parts: Parts): Promi
     .command('demo')
     .description('kill a real PostgreSQL under load, again and again, and count what the clients noticed')
     .option('--rounds <n>', 'failovers', positive, 3)
-    .option('--clients <n>', 'clients', positive, 8)
+    .option('--clients <n>', 'clients', positive, 32)
     .option('--json', 'as JSON')
     .action(async ({ rounds, clients, json = false }: { rounds: number; clients: number; json?: boolean }) => {
       const { runDemo } = await parts.demo();

@@ -232,7 +232,7 @@ describe('outlive demo', () => {
     };
     const { code, out } = await outlive(['demo', '--rounds', '2', '--json'], { demo: async () => ({ runDemo }) });
     expect(code).toBe(expected);
-    expect(JSON.parse(out)).toEqual({ rounds: 2, clients: 8, json: true });
+    expect(JSON.parse(out)).toEqual({ rounds: 2, clients: 32, json: true });
   });
 });
 

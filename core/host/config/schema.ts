@@ -332,7 +332,7 @@ export function configSchema(context: SchemaContext) {
         silence: duration(500)
           .prefault('10s')
           .describe(
-            'A server connection that owes an answer is lost when the monitor cannot reach the server for this long.',
+            'A server connection that owes an answer is lost when the monitor cannot reach the server for this long, or when for this long nothing comes over it while the server says that it waits for its client (a link that swallows everything).',
           ),
       })
       .prefault({})
