@@ -681,7 +681,8 @@ export class PostgresSession implements SessionCodec {
       head.inputOver = true;
       if (head === this.copyIn) this.copyIn = null;
     }
-    if (status === 'idle' && !this.guarded) {
+    const chained = head !== undefined && !head.failed && (head.effect === 'commit' || head.effect === 'rollback');
+    if ((status === 'idle' || chained) && !this.guarded) {
       this.unitEnd(head === undefined || (!head.failed && this.transactionTag !== 'ROLLBACK'));
     }
     sink.ready(status);

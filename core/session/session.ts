@@ -835,6 +835,11 @@ export class Session implements Sink {
     const request = head.record!.request;
     if (status === 'idle') {
       this.endUnit(head.record!, !head.failed);
+    } else if ((request.effect === 'commit' || request.effect === 'rollback') && !head.failed) {
+      // AND CHAIN: what was before is closed, and another transaction is open, of which no request tells how it began.
+      this.endUnit(head.record!, true);
+      this.unit.chained = true;
+      this.projectedOpen = true;
     } else {
       this.answered++;
       head.record!.status = status;
@@ -1226,6 +1231,16 @@ export class Session implements Sink {
       this.fail();
       return;
     }
+    if (this.unit.chained) {
+      this.giveUp({
+        code: 'OUTLIVE_NOT_REPEATABLE',
+        kind: 'retry-transaction',
+        message: 'the transaction was begun by AND CHAIN and cannot be repeated after a failover',
+        hint: 'Roll back and run the transaction again.',
+      });
+      this.restoredAfterGiveUp();
+      return;
+    }
     if (this.records.length === 0) {
       this.resume();
       return;
@@ -1253,21 +1268,28 @@ export class Session implements Sink {
     this.hearAgain();
   }
 
-  /** Repeats the next answered request; the ones without their whole answer go the usual way. */
+  /**
+   * Repeats the answered requests; the ones without their whole answer go the usual way. They leave together and are compared as
+   * their answers come: nothing among them commits, so a divergence found late is rolled back like one found early, and a crowd
+   * of sessions is repeated in a fraction of the round trips. What takes bulk input, or is held together by a guard, goes alone.
+   */
   private nextReplay(): void {
-    const record = this.replayQueue[0];
-    if (record === undefined || record.status === null) {
-      const rest = this.replayQueue;
-      this.replayQueue = [];
-      this.requeue(rest.map((r) => ({ request: r.request, input: r.input, record: r })));
-      this.io.replayed('done');
-      this.resume();
-      return;
+    while (this.replayQueue.length > 0 && this.replayQueue[0].status !== null) {
+      const { request, status } = this.replayQueue[0];
+      const alone = request.barrier || request.joined || request.mustGuard || this.guarding;
+      if (alone && this.pending.some((p) => p.replay)) break;
+      this.gates = 0;
+      this.forwardReplay(this.replayQueue.shift()!);
+      if (alone || this.guarding) break;
+      if (status !== 'idle') this.projectedOpen = true;
     }
-    this.replayQueue.shift();
-    this.gates = 0;
-    this.forwardReplay(record);
     this.flushOut();
+    if (this.pending.some((p) => p.replay)) return;
+    const rest = this.replayQueue;
+    this.replayQueue = [];
+    this.requeue(rest.map((r) => ({ request: r.request, input: r.input, record: r })));
+    this.io.replayed('done');
+    this.resume();
   }
 
   private forwardReplay(record: RequestRecord): void {

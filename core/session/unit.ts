@@ -19,6 +19,8 @@ export class Unit {
   answerBytes = 0;
   /** It exceeds the journal and cannot be repeated. */
   oversized = false;
+  /** It was begun by the end of the one before (AND CHAIN), and cannot be repeated. */
+  chained = false;
 
   /** True when it may have taken effect without the client knowing. */
   get inDoubt(): boolean {
@@ -31,6 +33,7 @@ export class Unit {
     this.inputBytes = 0;
     this.answerBytes = 0;
     this.oversized = false;
+    this.chained = false;
   }
 
   /** The unit starts over on another server: tokens of the old one mean nothing there. */
