@@ -417,8 +417,10 @@ export class SessionHost implements SessionIo {
     this.holdClient('queue', !on);
   }
 
-  readServer(on: boolean): void {
-    this.holdServer(!on);
+  corkServer(on: boolean): void {
+    const wire = this.backend?.wire;
+    if (on) wire?.cork();
+    else wire?.uncork();
   }
 
   private holdClient(why: 'queue' | 'server', hold: boolean): void {

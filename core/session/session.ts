@@ -40,8 +40,8 @@ export interface SessionIo {
   toServer(bytes: Uint8Array): void;
   /** Stop or go on reading from the client. */
   readClient(on: boolean): void;
-  /** Stop or go on reading from the server. */
-  readServer(on: boolean): void;
+  /** What is said to the server from now on leaves together when this is called with false. */
+  corkServer(on: boolean): void;
   /** The server said this; is it a failover or someone's will? Answered by `intent()` or `lost()`. */
   doubt(error: ServerError): void;
   /** The server connection is void: close it and find another. Answered by `attach()` ... */
@@ -125,6 +125,8 @@ export class Session implements Sink {
   private outBytes: Uint8Array = EMPTY;
   private outStart = 0;
   private outEnd = 0;
+  /** More than one region is on its way: they leave together. */
+  private corked = false;
 
   // From the server.
   private carry: Uint8Array | null = null;
@@ -523,19 +525,36 @@ export class Session implements Sink {
       this.outEnd = end;
       return;
     }
-    this.flushOut();
+    if (this.outBytes !== EMPTY) {
+      if (!this.corked) this.io.corkServer(true);
+      this.corked = true;
+      this.writeOut();
+    }
     this.outBytes = bytes;
     this.outStart = start;
     this.outEnd = end;
   }
 
-  private flushOut(): void {
+  private writeOut(): void {
     const bytes = this.outBytes;
-    if (bytes === EMPTY) return;
     this.outBytes = EMPTY;
     this.io.toServer(
       this.outStart === 0 && this.outEnd === bytes.length ? bytes : bytes.subarray(this.outStart, this.outEnd),
     );
+  }
+
+  /** Lets what was sent go: each step ends with it. */
+  private flushOut(): void {
+    if (this.outBytes !== EMPTY) this.writeOut();
+    if (!this.corked) return;
+    this.corked = false;
+    this.io.corkServer(false);
+  }
+
+  /** What was to be sent belongs to a connection that is no more. */
+  private dropOut(): void {
+    this.outBytes = EMPTY;
+    this.corked = false;
   }
 
   /** Stops reading from a client whose held requests fill the queue. */
@@ -1086,7 +1105,7 @@ export class Session implements Sink {
       this.io.closeClient();
       return;
     }
-    this.outBytes = EMPTY;
+    this.dropOut();
     this.carry = null;
     this.midFrame ||= this.relayLeft > 0;
     this.relayLeft = 0;
@@ -1339,7 +1358,7 @@ export class Session implements Sink {
 
   /** The repeated answer differs from what the client has. */
   private diverged(head: Pending): void {
-    this.outBytes = EMPTY;
+    this.dropOut();
     const label = head.record!.request.label;
     if (this.retryable) {
       this.retryable = false;

@@ -284,7 +284,7 @@ export class EngineRig {
         toClient: (bytes) => this.toClient.push(Buffer.from(bytes)),
         toServer: (bytes) => this.feedServer(bytes),
         readClient: () => {},
-        readServer: () => {},
+        corkServer: () => {},
         doubt: () => this.session.lost(),
         recover: () => {
           this.recovering = true;
