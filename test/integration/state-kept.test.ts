@@ -1,29 +1,10 @@
 import { describe, expect, it } from 'vitest';
-import { type DatabaseError, errorOf, useFront } from '../kit/front.js';
+import { errorOf, useFront } from '../kit/front.js';
 import { message, type PgClient } from '../kit/gateway.js';
+import { lost, next, worksAgain } from '../kit/lost.js';
 
 /** F19: state of a session that a new server is brought to. */
 const front = useFront({}, 'create table t (id int, v text); select lo_from_bytea(4711, $$large$$)');
-
-const lost = (...names: string[]) => ({
-  code: '55000',
-  detail: expect.stringContaining('OUTLIVE_STATE_LOST'),
-  message: expect.stringMatching(new RegExp(['lost: ', ...names].map((name) => `(?=.*${name})`).join(''))),
-});
-
-/** The error comes once, and what follows works. */
-async function worksAgain(client: PgClient): Promise<void> {
-  expect((await client.query('select 1 as one')).rows).toEqual([{ one: 1 }]);
-  await client.query('begin');
-  await client.query("insert into t values (1, 'after')");
-  await client.query('commit');
-  expect(client.errors).toEqual([]);
-}
-
-/** The client's next statement after a failover, wherever the client stands. */
-async function next(client: PgClient): Promise<DatabaseError> {
-  return await errorOf(client.query('select 2'));
-}
 
 describe('large objects', () => {
   it('keep their descriptors in the open transaction', async () => {
