@@ -38,7 +38,7 @@ export interface Summary {
   readonly verdict: LedgerVerdict;
   /** What the gateway warned of. */
   readonly messages: readonly string[];
-  /** Whether every kill interrupted open transactions that were then repeated. */
+  /** Whether every kill interrupted transactions: open ones that were repeated, or commits that were asked for. */
   readonly interrupted: boolean;
   readonly ok: boolean;
 }
