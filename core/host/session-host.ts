@@ -301,6 +301,7 @@ export class SessionHost implements SessionIo {
     try {
       session.backend(chunk);
     } catch (error) {
+      if (error instanceof ProtocolViolation) this.env.stats.outOfSync++;
       this.broken(error, 'server');
     }
   }
@@ -695,9 +696,6 @@ export class SessionHost implements SessionIo {
         break;
       case 'unprotected':
         stats.count(stats.unprotected, label);
-        break;
-      case 'out-of-sync':
-        stats.outOfSync++;
         break;
       case 'in-doubt':
         stats.inDoubt++;

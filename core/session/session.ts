@@ -57,7 +57,7 @@ export interface SessionIo {
   /** Close the client's connection after what was written. */
   closeClient(): void;
   /** A coded thing happened that users count. */
-  count(what: 'unit' | 'divergence' | 'unprotected' | 'out-of-sync' | 'in-doubt', label: string): void;
+  count(what: 'divergence' | 'unprotected' | 'in-doubt', label: string): void;
 }
 
 /** Counters that the hot path increments; read by the metrics. */

@@ -4,6 +4,7 @@ import { tmpdir } from 'node:os';
 import { dirname, join, resolve } from 'node:path';
 import { promisify } from 'node:util';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { DEMO_KEYS } from '../kit/demo.js';
 
 const run = promisify(execFile);
 const root = resolve(import.meta.dirname, '../..');
@@ -87,20 +88,7 @@ describe.skipIf(!inGit)('a fresh clone', () => {
       );
       const last = stdout.trimEnd().split('\n').at(-1)!;
       const result = JSON.parse(last) as Record<string, unknown>;
-      expect(Object.keys(result)).toEqual([
-        'rounds',
-        'clients',
-        'transactions',
-        'replays',
-        'outcomeCommitted',
-        'outcomeAborted',
-        'clientErrors',
-        'duplicates',
-        'lost',
-        'pauseMsMax',
-        'pauseMsMedian',
-        'ok',
-      ]);
+      expect(Object.keys(result)).toEqual(DEMO_KEYS);
       expect(result).toMatchObject({ rounds: 1, clients: 4, clientErrors: 0, duplicates: 0, lost: 0, ok: true });
     },
   );
