@@ -45,8 +45,9 @@ import {
   ProtocolViolation,
   type ServerFacts,
 } from '../../core/contract/index.js';
+import { parseLsn } from './lsn.js';
 import { simpleQuery } from './messages.js';
-import { type PostgresHistory, parseLsn, probe } from './probe.js';
+import { type PostgresHistory, probe } from './probe.js';
 
 /** The `token` of an {@link OutcomeToken}. Plain data. */
 export interface PostgresToken {

@@ -5,6 +5,7 @@
  */
 
 import { type Exchange, ProtocolViolation, type ServerFacts } from '../../core/contract/index.js';
+import { parseLsn } from './lsn.js';
 import { simpleQuery } from './messages.js';
 
 /** Where a history left an earlier timeline. */
@@ -71,13 +72,6 @@ const FACTS = `SELECT r.recovery,
   current_setting('wal_level') <> 'minimal',
   has_function_privilege('pg_read_file(text)', 'execute')
 FROM (SELECT pg_is_in_recovery() AS recovery) r, pg_control_checkpoint() c`;
-
-/** A position in the log, `X/Y` in hexadecimal, as a number. */
-export function parseLsn(lsn: string): bigint {
-  const match = /^([0-9A-F]{1,8})\/([0-9A-F]{1,8})$/i.exec(lsn);
-  if (match === null) throw new ProtocolViolation('the server told a log position that is none', 'server');
-  return (BigInt('0x' + match[1]) << 32n) | BigInt('0x' + match[2]);
-}
 
 /**
  * Learns what the server is, over a connection of the gateway's own.

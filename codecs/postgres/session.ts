@@ -26,7 +26,7 @@ import {
 import { buildGatewayError, buildNotice, parseError } from './errors.js';
 import type { Startup } from './greet.js';
 import { AUTHENTICATION_OK } from './greet.js';
-import { dataRow, ownStatement, StatementInjection, text, XactToken } from './inject.js';
+import { dataRow, ownStatement, RidingToken, StatementInjection, text, XactToken } from './inject.js';
 import type { LoginFacts } from './login.js';
 import type { StatementFacts } from './sql/facts.js';
 import {
@@ -152,6 +152,8 @@ class PgRequest implements Request {
   completed = 0;
   opsDone = 0;
   failed = false;
+  /** A question of the gateway's own that stands behind the last statement. */
+  rider: RidingToken | null = null;
 }
 
 /** The PostgreSQL codec of one session. */
@@ -219,6 +221,14 @@ export class PostgresSession implements SessionCodec {
     out.notice = false;
     out.boundary = side === BACKEND && type === READY;
     if (side === BACKEND) {
+      const head = this.inflight[0];
+      if (head !== undefined && head.rider !== null && head.completed === head.executes) {
+        // Behind the completion of the client's last statement.
+        out.treatment = INSPECT;
+        out.asynchronous = type === NOTICE || type === NOTIFICATION || type === PARAMETER_STATUS;
+        out.notice = type === NOTICE;
+        return true;
+      }
       switch (type) {
         case DATA_ROW:
         case COPY_DATA:
@@ -234,16 +244,16 @@ export class PostgresSession implements SessionCodec {
         case COMMAND_COMPLETE:
         case EMPTY_QUERY:
         case PORTAL_SUSPENDED: {
-          const head = this.inflight[0];
           out.treatment =
-            this.guarded || (head !== undefined && (head.completions !== null || head.effect !== 'read'))
+            this.guarded ||
+            (head !== undefined && (head.completions !== null || head.effect !== 'read' || head.rider !== null))
               ? INSPECT
               : RELAY;
           return true;
         }
         case PARSE_COMPLETE:
         case CLOSE_COMPLETE:
-          out.treatment = this.inflight[0]?.ops ? INSPECT : RELAY;
+          out.treatment = head?.ops ? INSPECT : RELAY;
           return true;
         case READY:
         case ERROR:
@@ -614,12 +624,33 @@ export class PostgresSession implements SessionCodec {
     r.completed = 0;
     r.opsDone = 0;
     r.failed = false;
+    r.rider = null;
+    if (r.completions?.some((executed) => executed !== null && mayDeallocate(executed))) {
+      this.tokenPrepared = false;
+      this.deallocations++;
+    }
     if (r.forceToken) this.forceToken = true;
     this.inflight.push(r);
   }
 
   private answer(bytes: Uint8Array, start: number, end: number, sink: Sink): Disposition {
     const head = this.inflight[0];
+    if (head !== undefined && head.rider !== null && head.completed === head.executes) {
+      switch (bytes[start]) {
+        case READY:
+        case NOTICE:
+        case NOTIFICATION:
+        case PARAMETER_STATUS:
+          break;
+        case ERROR:
+          // A cancel or a timeout meant for the client's statement came just after it: the client is told, its transaction failed.
+          head.rider.frame(bytes, start, end);
+          break;
+        default:
+          head.rider.frame(bytes, start, end);
+          return SWALLOW;
+      }
+    }
     switch (bytes[start]) {
       case READY:
         return this.ready(bytes, start, end, sink);
@@ -680,6 +711,7 @@ export class PostgresSession implements SessionCodec {
     if (head !== undefined) {
       head.inputOver = true;
       if (head === this.copyIn) this.copyIn = null;
+      if (head.rider?.epoch === this.deallocations) this.tokenPrepared = head.rider.prepared;
     }
     const chained = head !== undefined && !head.failed && (head.effect === 'commit' || head.effect === 'rollback');
     if ((status === 'idle' || chained) && !this.guarded) {
@@ -709,6 +741,7 @@ export class PostgresSession implements SessionCodec {
     if (executed === null) return;
     const { facts, sql, values, hidden } = executed;
     this.state.completed(facts, sql, values, hidden);
+
     if (facts.changesCatalogue || facts.effect === 'opaque') this.changesCatalogue = true;
     if (facts.deallocate !== undefined) {
       if (facts.all) for (const name of [...this.prepared.keys()]) this.setPrepared(name, undefined);
@@ -759,6 +792,20 @@ export class PostgresSession implements SessionCodec {
 
   readonly token = (): XactToken => new XactToken(this.forceToken);
 
+  /** The server has the statement that asks for the token ... */
+  private tokenPrepared = false;
+  /** ... as far as requests do not take it away, of which so many were sent. */
+  private deallocations = 0;
+
+  tokenAlong(request: Request, bytes: Uint8Array, start: number, end: number): RidingToken | null {
+    const r = request as PgRequest;
+    // Only right behind the last statement can what answers the question be told from what answers the request.
+    if (this.forceToken || r.kind !== 'extended' || r.executes === 0 || !r.frames.endsWith('ES')) return null;
+    const rider = new RidingToken(this.tokenPrepared, this.deallocations, bytes, start, end);
+    r.rider = rider;
+    return rider;
+  }
+
   rewind(): void {
     // A replay that was cut short has seen less than the client.
     if (this.undo.length >= (this.believed?.changes ?? 0)) {
@@ -771,6 +818,7 @@ export class PostgresSession implements SessionCodec {
     }
     this.undo.length = 0;
     this.inflight.length = 0;
+    this.tokenPrepared = false;
     this.restored.clear();
     this.moving = true;
     this.guarded = false;
@@ -983,6 +1031,11 @@ const UNKNOWN_FACTS: StatementFacts = Object.freeze({
   transactional: true,
 });
 const FUNCTION_FACTS: StatementFacts = Object.freeze({ ...UNKNOWN_FACTS, verb: 'function call' });
+
+/** May the statement take away what is prepared in the session? Functions that touch the session may. */
+function mayDeallocate({ facts, hidden }: Executed): boolean {
+  return hidden !== null || facts.discard === 'all' || (facts.deallocate !== undefined && facts.all);
+}
 
 /** May a statement be run inside a transaction of the gateway's own and not notice? */
 function canWrap(facts: StatementFacts | undefined): boolean {

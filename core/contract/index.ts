@@ -346,6 +346,12 @@ export interface SessionCodec {
   } | null;
   /** Learns the outcome token of the open transaction. Null where the protocol has none. */
   readonly token: (() => TokenInjection) | null;
+  /**
+   * The same in one go with a request, at the request's own ready point: `bytes` of the result are sent in place of the request's,
+   * and the codec itself understands and swallows what answers the question; the result is valid after the request's ready. A
+   * request that fails takes the question with it. Null when the request's shape does not allow it.
+   */
+  tokenAlong?(request: Request, bytes: Uint8Array, start: number, end: number): TokenInjection | null;
 
   /** Synthesis: the gateway speaks as the server, legal where it is needed. */
   readonly synthesize: {

@@ -13,6 +13,8 @@ import {
   type ServerError,
   type SessionCodec,
   type Sink,
+  SWALLOW,
+  type TokenInjection,
   type TransactionStatus,
   VERDICT,
 } from '../contract/index.js';
@@ -86,12 +88,16 @@ class Pending {
   gates = false;
   /** Notices that come with an injection are the client's. */
   notices = false;
+  /** The question for the token that went along with the request. */
+  token: TokenInjection | null = null;
 }
 
 /** Frames up to this size reach the client whole, so that the gateway can speak between any two of them. */
 const WHOLE = 64 * 1024;
 /** So many answered requests of an open unit get a buffer of their own: short transactions never do. */
 const LOOSE = 8;
+/** Up to so many bytes are moved within a chunk to save a write. */
+const SLIDE = 4096;
 const EMPTY = new Uint8Array(0);
 
 /**
@@ -419,10 +425,35 @@ export class Session implements Sink {
       if (!record.answer.empty) pending.verifier = new Verifier(record, this.canon);
     }
     pending.record = record;
-    this.codec.sent(request);
+    this.dispatch(request, pending, bytes, start, end);
+  }
+
+  /** Sends a request, and with it or behind it the question for the token that it needs. */
+  private dispatch(request: Request, pending: Pending, bytes: Uint8Array, start: number, end: number): void {
+    const { codec, unit } = this;
+    codec.sent(request);
     this.pending.push(pending);
-    this.send(bytes, start, end);
-    this.armBehind(request);
+    unit.refused = false;
+    if (!unit.unarmed || !this.armable(request)) {
+      this.send(bytes, start, end);
+      return;
+    }
+    const token = codec.tokenAlong?.(request, bytes, start, end) ?? null;
+    if (token === null) {
+      this.send(bytes, start, end);
+      this.arm();
+      return;
+    }
+    unit.arming = true;
+    unit.unarmed = false;
+    pending.token = token;
+    this.send(token.bytes, 0, token.bytes.length);
+  }
+
+  /** May the token be asked for together with this request? */
+  private armable({ effect, barrier }: Request): boolean {
+    if (barrier || effect === 'commit' || effect === 'rollback') return false;
+    return (this.projectedOpen || this.guarding) && !this.unit.arming;
   }
 
   /** What must be arranged before a request that is not a plain read leaves. */
@@ -459,13 +490,6 @@ export class Session implements Sink {
     }
   }
 
-  /** Asks for the token in the same write as the request that needs it. */
-  private armBehind({ effect, barrier }: Request): void {
-    this.unit.refused = false;
-    if (!this.unit.unarmed || barrier || effect === 'commit' || effect === 'rollback') return;
-    if ((this.projectedOpen || this.guarding) && !this.unit.arming) this.arm();
-  }
-
   /** Learns the outcome token of the open transaction. */
   private arm(): void {
     const unit = this.unit;
@@ -478,13 +502,7 @@ export class Session implements Sink {
     unit.refused = false;
     const injection = this.codec.token();
     this.inject(injection, () => {
-      unit.arming = false;
-      const failed = injection.failed() !== null;
-      // Null: it has nothing to commit so far.
-      unit.token = failed ? null : injection.token();
-      if (unit.token !== null) unit.unarmed = false;
-      // In the failed state nothing commits, but what lies before a savepoint may, once the rest is undone.
-      else if (failed) unit.unarmed = unit.refused = true;
+      const failed = this.tokenTold(injection);
       if (this.guarding) {
         if (failed && !this.abandoning) this.refuseGuard(injection.errorBytes()!);
         else if (!this.abandoning) this.closeGuard();
@@ -501,6 +519,19 @@ export class Session implements Sink {
       }
       this.pump();
     });
+  }
+
+  /** The question for the token was answered. Returns true when it was refused. */
+  private tokenTold(token: TokenInjection): boolean {
+    const { unit } = this;
+    const failed = token.failed() !== null;
+    unit.arming = false;
+    // Null: it has nothing to commit so far.
+    unit.token = failed ? null : token.token();
+    if (unit.token !== null) unit.unarmed = false;
+    // In the failed state nothing commits, but what lies before a savepoint may, once the rest is undone.
+    else if (failed) unit.unarmed = unit.refused = true;
+    return failed;
   }
 
   /** The guarded request succeeded and its transaction failed before it could be committed (a cancel or a timeout came just now). */
@@ -743,6 +774,23 @@ export class Session implements Sink {
         if (!this.receiving()) return;
         continue;
       }
+      if (disposition === SWALLOW && !h.asynchronous) {
+        // Part of the answer to the gateway's own question. What the client gets is moved up to what follows, so that it leaves
+        // in one write.
+        const held = at - run;
+        if (held > 0 && held <= SLIDE && log <= at) {
+          if (log < run) this.release(bytes, run, run, log, head?.record ?? null);
+          bytes.copyWithin(frameEnd - held, run, at);
+          log = frameEnd - (at - Math.max(log, run));
+          run = frameEnd - held;
+        } else {
+          this.release(bytes, run, at, log, head?.record ?? null);
+          run = frameEnd;
+          log = frameEnd;
+        }
+        at = frameEnd;
+        continue;
+      }
       if (verifier) {
         const piece = h.asynchronous ? null : this.codec.canonical(bytes, at, frameEnd);
         if (h.asynchronous && disposition === FORWARD) this.io.toClient(bytes.subarray(at, frameEnd));
@@ -844,6 +892,7 @@ export class Session implements Sink {
   private readied(status: TransactionStatus, head: Pending | undefined): boolean {
     if (head === undefined) return true;
     this.pending.shift();
+    if (head.token !== null) this.tokenTold(head.token);
     if (head.gates) {
       head.gates = false;
       this.gates--;
@@ -1320,12 +1369,9 @@ export class Session implements Sink {
     pending.replay = true;
     pending.verifier = new Verifier(record, this.canon);
     this.records.push(record);
-    this.codec.sent(request);
-    this.pending.push(pending);
-    for (const bytes of record.input) {
-      this.send(bytes, 0, bytes.length);
-    }
-    this.armBehind(request);
+    const [first, ...rest] = record.input;
+    this.dispatch(request, pending, first, 0, first.length);
+    for (const bytes of rest) this.send(bytes, 0, bytes.length);
   }
 
   /** Compares bytes of a repeated answer. Returns how many of them the client has already; -1 when the replay is over. */

@@ -5,9 +5,10 @@ import { cancel, terminate } from '../../codecs/postgres/cancel.js';
 import { AUTHENTICATION_OK, greet } from '../../codecs/postgres/greet.js';
 import { type CancelKey, type LoginFacts, login } from '../../codecs/postgres/login.js';
 import { lookup } from '../../codecs/postgres/lookup.js';
+import { parseLsn } from '../../codecs/postgres/lsn.js';
 import { frame, frameLength, simpleQuery } from '../../codecs/postgres/messages.js';
 import { resolve } from '../../codecs/postgres/outcome.js';
-import { type PostgresHistory, parseLsn, probe } from '../../codecs/postgres/probe.js';
+import { type PostgresHistory, probe } from '../../codecs/postgres/probe.js';
 import type {
   Exchange,
   GreetContext,

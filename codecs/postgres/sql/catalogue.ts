@@ -54,7 +54,7 @@ const IMPLICIT_OPERATORS: ReadonlySet<string> = new Set('= <> < > <= >= ~~ !~~ ~
 
 /** A function body with this in it takes locks, makes temporary tables or cursors, or changes settings, beyond its transaction. */
 const SESSION_BODY =
-  'advisory_lock|set_config\\s*\\([^;]*\\mfalse\\M|\\mcreate\\s+(local\\s+)?temp|\\minto\\s+temp|with\\s+hold';
+  'advisory_lock|set_config\\s*\\([^;]*\\mfalse\\M|\\mcreate\\s+(local\\s+)?temp|\\minto\\s+temp|with\\s+hold|\\mdeallocate\\M|\\mdiscard\\M';
 
 const harmless = [...HARMLESS_VOLATILE].map((name) => `'${name}'`).join(',');
 
