@@ -15,6 +15,9 @@ export class MadeUpDatabase {
   }
 }
 
+/** How the gateway asks for a token inside a request. */
+const TOKEN_QUESTION = 'SELECT pg_catalog.pg_current_xact_id_if_assigned()';
+
 const int16 = (n: number) => Buffer.from([n >> 8, n & 255]);
 const int32 = (n: number) => {
   const bytes = Buffer.alloc(4);
@@ -74,13 +77,22 @@ export class MadeUpServer {
         return;
       }
       case 'P':
-        this.statements.set(words[0], words[1]);
-        this.say('1');
+        if (words[0] !== '' && this.statements.has(words[0])) this.refuse('42P05');
+        else {
+          this.statements.set(words[0], words[1]);
+          this.say('1');
+        }
         return;
-      case 'B':
-        this.portals.set(words[0], this.statements.get(words[1]) ?? 'fail');
-        this.say('2');
+      case 'B': {
+        const statement = this.statements.get(words[1]);
+        if (statement === undefined) this.refuse('26000');
+        else if (words[0] !== '' && this.portals.has(words[0])) this.refuse('42P03');
+        else {
+          this.portals.set(words[0], statement);
+          this.say('2');
+        }
         return;
+      }
       case 'D': {
         const text = (words[0][0] === 'S' ? this.statements : this.portals).get(words[0].slice(1)) ?? '';
         if (words[0][0] === 'S') this.say('t', int16(0));
@@ -93,6 +105,7 @@ export class MadeUpServer {
         return;
       }
       case 'C':
+        (words[0][0] === 'S' ? this.statements : this.portals).delete(words[0].slice(1));
         this.say('3');
         return;
       case 'S':
@@ -162,7 +175,20 @@ export class MadeUpServer {
     if (this.status === 'I') this.forget();
   }
 
+  private refuse(code: string): void {
+    this.fail(code);
+    this.skipping = true;
+  }
+
   private run(text: string, extended: boolean): boolean {
+    if (text.startsWith(TOKEN_QUESTION) && this.status !== 'E') {
+      const position = `0/${(++this.database.position).toString(16)}`;
+      const xid =
+        this.xid === null ? int32(-1) : Buffer.concat([int32(String(this.xid).length), Buffer.from(String(this.xid))]);
+      this.say('D', int16(2), xid, int32(position.length), position);
+      this.say('C', 'SELECT 1\0');
+      return true;
+    }
     const [verb, argument] = text.split(' ');
     const lower = verb.toLowerCase();
     if (this.status === 'E' && lower !== 'rollback' && lower !== 'commit') {
