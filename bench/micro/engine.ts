@@ -83,7 +83,10 @@ function run(name: string, values: string[]): Buffer {
   ]);
 }
 
-const ROW_DESCRIPTION = message('T', Buffer.from('00016162616c616e6365000000400200030000001700040000ffff0000'.replace(/0000$/, '0000'), 'hex'));
+const ROW_DESCRIPTION = message(
+  'T',
+  Buffer.from('00016162616c616e6365000000400200030000001700040000ffff0000'.replace(/0000$/, '0000'), 'hex'),
+);
 const SELECTED = Buffer.concat([
   message('2', ''),
   ROW_DESCRIPTION,

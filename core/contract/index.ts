@@ -79,6 +79,8 @@ export interface Request {
   readonly barrier: boolean;
   /** False when its outcome, once in doubt, cannot be asked for (two-phase commit, a chained commit). */
   readonly provable: boolean;
+  /** It asks for made-up values that the client holds from an earlier server: see {@link Mutables.adjust}. */
+  readonly adjust?: boolean;
 }
 
 /** State of the server's transaction as told at a ready point. */
@@ -282,6 +284,50 @@ export interface SessionContext {
   readonly options: unknown;
 }
 
+/** One request of the open unit as the client knows it. */
+export interface SeenRequest {
+  readonly request: Request;
+  /** What the client sent for it, bulk input included. */
+  readonly input: readonly Uint8Array[];
+  /** What the client got of the answer, without the ready that ends it; null when only a digest was kept. */
+  readonly answer: readonly Uint8Array[] | null;
+  /** The client got all of it. */
+  readonly done: boolean;
+}
+
+/** How a request is to be sent in place of its own bytes, so that it yields what the client has seen. */
+export interface Repetition {
+  /** What must be prepared first, answered by one ready point; the client gets nothing of it. Null when nothing must. */
+  readonly before: Uint8Array | null;
+  /** Ends at one ready point, like the request itself. */
+  readonly bytes: Uint8Array;
+  /** Why parts of the answer may differ all the same: by the name of the part (a column), in words without data. */
+  readonly doubts: ReadonlyMap<string, string>;
+}
+
+/** Values that a server makes up (sequences, clocks, random numbers): a repeated unit must yield those that the client holds. */
+export interface Mutables {
+  /**
+   * What in these requests may have made up values, as plain data; null when nothing may. Before {@link SessionCodec.rewind} has been
+   * called for the new server or after it, with the same result.
+   */
+  gather(seen: readonly SeenRequest[]): unknown;
+  /**
+   * Makes sure that the server never makes up again what clients hold. Over a connection logged in as their user.
+   * @param gathered of all sessions of this user on this database that were moved
+   */
+  reserve(gathered: readonly unknown[]): Exchange<void>;
+  /** How each of the requests that were gathered is to be repeated; null: as it is. Over the session's own new connection. */
+  plan(gathered: unknown): Exchange<readonly (Repetition | null)[]>;
+  /** The same for a request of the client's own that {@link Request.adjust} marks: what it knows is not what this server knows. */
+  adjust(request: Request, bytes: Uint8Array, start: number, end: number): Repetition | null;
+  /**
+   * Names the part of an answer (a column) that stands `offset` canonical bytes behind its beginning.
+   * @param answer what the client got
+   */
+  partAt(answer: readonly Uint8Array[], offset: number): string | null;
+}
+
 /** A named reason why a session cannot be moved as it is. */
 export interface Blocker {
   /** Kind, e.g. `temporary table`. */
@@ -373,6 +419,9 @@ export interface SessionCodec {
   canonical(bytes: Uint8Array, start: number, end: number): Uint8Array | null;
   /** True when the frame whose header stands at `start` counts byte for byte: its canonical form is the frame itself, and it may be compared and released in pieces. */
   verbatim(bytes: Uint8Array, start: number): boolean;
+
+  /** How made-up values are kept when a unit is repeated; absent where a codec cannot: what differs is a divergence then. */
+  readonly mutables?: Mutables;
 
   freeze(): unknown;
 }
