@@ -12,6 +12,7 @@ import {
   INSPECT,
   type Injection,
   type LoginResult,
+  type Mutables,
   ProtocolViolation,
   RELAY,
   type Request,
@@ -28,6 +29,8 @@ import type { Startup } from './greet.js';
 import { AUTHENTICATION_OK } from './greet.js';
 import { dataRow, ownStatement, RidingToken, StatementInjection, text, XactToken } from './inject.js';
 import type { LoginFacts } from './login.js';
+import { adjust, type Gathered, gather, partAt, plan, reserve } from './mutables/plan.js';
+import type { Knowledge } from './mutables/types.js';
 import type { StatementFacts } from './sql/facts.js';
 import {
   type Catalogue,
@@ -143,6 +146,8 @@ class PgRequest implements Request {
   /** What each executed statement does to the session, in the order of their completion; null when none does anything. */
   completions: (Executed | null)[] | null = null;
   forceToken = false;
+  /** It may draw from sequences. */
+  draws = false;
   /** Of a COPY FROM STDIN: nothing more of its input will come. */
   inputOver = false;
   /** A portal was bound that the end of a transaction would take away. */
@@ -529,6 +534,7 @@ export class PostgresSession implements SessionCodec {
     }
     if (facts.effect === 'prepareTransaction' || (endsTransaction(facts) && facts.chain)) group.provable = false;
     if (facts.copy?.direction === 'in' && facts.copy.peer === 'client') group.barrier = true;
+    if (facts.verb === 'INSERT' || facts.verb === 'MERGE' || facts.functions.includes('nextval')) group.draws = true;
     if (facts.verb === 'NOTIFY' || facts.functions.includes('pg_notify')) group.forceToken = true;
     const hidden = this.hidden(facts);
     if (group.completions !== null || touchesSession(facts) || hidden !== null) {
@@ -729,7 +735,14 @@ export class PostgresSession implements SessionCodec {
     this.undo.length = 0;
     this.transactionTag = '';
     this.forceToken = false;
+    if (this.knowledge !== null) this.closeKnowledge(this.knowledge);
     if (this.portals.size > 8) this.portals.clear();
+  }
+
+  /** The transaction's time ends with it; what sequences told the session stays until it draws anew. */
+  private closeKnowledge(knowledge: Knowledge): void {
+    knowledge.time = null;
+    if (knowledge.currval.size === 0 && knowledge.lastval === null) this.knowledge = null;
   }
 
   /** A statement of the request was completed. */
@@ -790,6 +803,52 @@ export class PostgresSession implements SessionCodec {
     fail: (): Injection => new StatementInjection(FAIL),
   };
 
+  /** What the client knows from an earlier server of its open transaction, or of sequences; null when nothing. */
+  private knowledge: Knowledge | null = null;
+
+  readonly mutables: Mutables = this.keepMutables();
+
+  private keepMutables(): Mutables {
+    const knows = () => this.knowledge !== null;
+    const forget = (request: PgRequest): void => {
+      if (request.draws && this.knowledge !== null) {
+        this.knowledge.currval.clear();
+        this.knowledge.lastval = null;
+      }
+    };
+    return {
+      gather: (seen) => gather(seen, this.preparedBefore()),
+      reserve: (gathered) => reserve(gathered as Gathered[]),
+      plan: (gathered) => {
+        this.knowledge = { time: null, currval: new Map(), lastval: null, held: new Map() };
+        return plan(gathered as Gathered, this.knowledge);
+      },
+      get adjusting() {
+        return knows();
+      },
+      adjust: (request, bytes, start, end) => {
+        const repetition = adjust(bytes.subarray(start, end), this.known, this.knowledge!);
+        // What this request draws is what the server tells from now on.
+        forget(request as PgRequest);
+        return repetition;
+      },
+      prepare: (before) => new StatementInjection(before),
+      partAt,
+    };
+  }
+
+  /** Prepared statements as they were before the open unit. */
+  private preparedBefore(): ReadonlyMap<string, Prepared> {
+    if (this.undo.length === 0) return this.prepared;
+    const before = new Map(this.prepared);
+    for (let i = this.undo.length - 1; i >= 0; i--) {
+      const [name, prepared] = this.undo[i];
+      if (prepared === undefined) before.delete(name);
+      else before.set(name, prepared);
+    }
+    return before;
+  }
+
   readonly token = (): XactToken => new XactToken(this.forceToken);
 
   /** The server has the statement that asks for the token ... */
@@ -818,6 +877,7 @@ export class PostgresSession implements SessionCodec {
     }
     this.undo.length = 0;
     this.inflight.length = 0;
+    this.knowledge = null;
     this.tokenPrepared = false;
     this.restored.clear();
     this.moving = true;

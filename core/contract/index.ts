@@ -79,8 +79,6 @@ export interface Request {
   readonly barrier: boolean;
   /** False when its outcome, once in doubt, cannot be asked for (two-phase commit, a chained commit). */
   readonly provable: boolean;
-  /** It asks for made-up values that the client holds from an earlier server: see {@link Mutables.adjust}. */
-  readonly adjust?: boolean;
 }
 
 /** State of the server's transaction as told at a ready point. */
@@ -319,13 +317,19 @@ export interface Mutables {
   reserve(gathered: readonly unknown[]): Exchange<void>;
   /** How each of the requests that were gathered is to be repeated; null: as it is. Over the session's own new connection. */
   plan(gathered: unknown): Exchange<readonly (Repetition | null)[]>;
-  /** The same for a request of the client's own that {@link Request.adjust} marks: what it knows is not what this server knows. */
+  /** True while the client knows something of its transaction or session that this server does not: {@link adjust} is asked then. */
+  readonly adjusting: boolean;
+  /** The same as {@link plan} for a request of the client's own. */
   adjust(request: Request, bytes: Uint8Array, start: number, end: number): Repetition | null;
+  /** An injection of {@link Repetition.before}. */
+  prepare(before: Uint8Array): Injection;
   /**
-   * Names the part of an answer (a column) that stands `offset` canonical bytes behind its beginning.
+   * Names the part of an answer (a column) in which a repeated one differs.
    * @param answer what the client got
+   * @param offset canonical bytes in front of the first one that differs
+   * @param got the frame that came instead, whole; null when it is not at hand
    */
-  partAt(answer: readonly Uint8Array[], offset: number): string | null;
+  partAt(answer: readonly Uint8Array[], offset: number, got: Uint8Array | null): string | null;
 }
 
 /** A named reason why a session cannot be moved as it is. */
@@ -452,6 +456,8 @@ export interface Capabilities {
   readonly outcome: boolean;
   readonly comparison: boolean;
   readonly probe: boolean;
+  /** Its sessions have {@link SessionCodec.mutables}. */
+  readonly mutables: boolean;
 }
 
 /** A codec: one wire protocol. The default export of a codec package. */

@@ -6,6 +6,7 @@ import { Cluster, type ClusterEvent } from './cluster/index.js';
 import { type ClusterConfig, type Config, fileReader, type ListenerConfig, type PluginUse } from './config/index.js';
 import { createMetrics, Stats } from './metrics.js';
 import { codecsOf, type Extensions, loadExtensions, startPlugin } from './registry.js';
+import { Reservations } from './reservations.js';
 import { SessionHost } from './session-host.js';
 
 /** A gateway that runs. */
@@ -44,6 +45,8 @@ class RunningGateway implements Gateway {
   readonly stats = new Stats();
   private readonly stopping = new AbortController();
   private readonly clusters = new Map<string, Cluster>();
+  /** By cluster: what is kept from being made up again on its new primary. */
+  private readonly reservations = new Map<string, Reservations>();
   private readonly doors: Door[] = [];
   private adminServer: Admin | null = null;
   private readonly since = Date.now();
@@ -130,7 +133,9 @@ class RunningGateway implements Gateway {
       mode === 'off' || cert === null || key === null ? null : serverTls({ cert: cert.text, key: key.text.reveal() });
     const { monitor, detection } = this.config.clusters.find(({ name }) => name === config.cluster)!;
     const silence = monitor === null || codec.activity === undefined ? null : detection.silence;
-    const door = new Door(config, codec, cluster, credentials, tls, silence, this.log, this.stats);
+    const reservations = this.reservations.get(config.cluster) ?? new Reservations(this.log);
+    this.reservations.set(config.cluster, reservations);
+    const door = new Door(config, codec, cluster, credentials, tls, silence, reservations, this.log, this.stats);
     this.doors.push(door);
     await door.open();
     this.listeners.push({ name: config.name, host: config.listen.host, port: door.port });
@@ -215,6 +220,7 @@ class Door {
     private readonly credentials: CredentialsPlugin | null,
     private readonly tls: ServerTls | null,
     private readonly silence: number | null,
+    private readonly reservations: Reservations,
     private readonly log: Log,
     private readonly stats: Stats,
   ) {}
@@ -264,6 +270,7 @@ class Door {
         tls: this.tls,
         log: this.log,
         stats: this.stats,
+        reservations: this.reservations,
         keys: this.keys,
         now,
       },

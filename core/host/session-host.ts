@@ -5,11 +5,13 @@ import {
   type Codec,
   CodedError,
   type CredentialsPlugin,
+  type Exchange,
   type GatewayError,
   type Greeting,
   type Log,
   type OutcomeToken,
   ProtocolViolation,
+  type Repetition,
   type ServerError,
   type SessionCodec,
   type TlsFacts,
@@ -20,6 +22,7 @@ import type { BackendConnection, Cluster, ServerState } from './cluster/index.js
 import { LoginRefused } from './cluster/index.js';
 import type { ListenerConfig } from './config/index.js';
 import type { Stats } from './metrics.js';
+import type { Moving, Reservations } from './reservations.js';
 
 /** What a session needs of the gateway around it. */
 export interface SessionEnvironment {
@@ -30,6 +33,7 @@ export interface SessionEnvironment {
   readonly tls: ServerTls | null;
   readonly log: Log;
   readonly stats: Stats;
+  readonly reservations: Reservations;
   /** Sessions by their cancel key (hex). */
   readonly keys: Map<string, SessionHost>;
   now(): number;
@@ -37,6 +41,8 @@ export interface SessionEnvironment {
 
 /** Time that restoring a session's state may take on a server that answers. */
 const RESTORE_MS = 10_000;
+/** How long a session waits for others to reserve what their clients hold. */
+const RESERVE_MS = 5000;
 /** Waits after failed attempts to restore a session: from, to. */
 const BACKOFF_MS = 10;
 const MAX_BACKOFF_MS = 500;
@@ -228,6 +234,12 @@ export class SessionHost implements SessionIo {
       this.end();
       return;
     }
+    await this.reserve(connection, this.codec);
+    if (!wire.open || !connection.wire.open) {
+      this.discard(connection);
+      this.end();
+      return;
+    }
     this.attach(connection);
     wire.write(this.codec.welcome(connection.login, key));
     session.attached();
@@ -238,6 +250,28 @@ export class SessionHost implements SessionIo {
     this.tellState();
     if (rest.length > 0) this.fromClient(rest);
     if (!this.clientHolds.queue && !this.clientHolds.server && wire.open) wire.resume();
+  }
+
+  /** Waits until the server can make up nothing again that clients of this cluster hold; does its part of that. */
+  private async reserve(connection: BackendConnection, { mutables }: SessionCodec): Promise<void> {
+    const { env } = this;
+    const { identity } = this.greeting!;
+    if (mutables === undefined) return;
+    const { wire } = connection;
+    let head = connection.rest;
+    const reserve = async (sessions: readonly Moving[]): Promise<void> => {
+      const exchange = mutables.reserve(sessions.map(({ gathered }) => gathered));
+      ({ rest: head } = await this.exchange(wire, exchange, head));
+    };
+    const instance = connection.origin?.facts.instance ?? null;
+    await env.reservations.pass(identity, instance, reserve, RESERVE_MS, this.abort.signal);
+    (connection as { rest: Uint8Array }).rest = head;
+  }
+
+  private exchange<R>(wire: Wire, exchange: Exchange<R>, head: Uint8Array): Promise<{ result: R; rest: Uint8Array }> {
+    const { frameLength } = this.env.codec;
+    const { signal } = this.abort;
+    return runExchange(wire, exchange, { frameLength, peer: 'server', head, deadlineMs: RESTORE_MS, signal });
   }
 
   private newKey(length: number): Uint8Array {
@@ -484,9 +518,20 @@ export class SessionHost implements SessionIo {
         this.session?.keepalive('outlive: waiting for a server that accepts writes');
       }, env.listener.failover.keepalive);
     }
-    if (this.recovering) return;
+    if (this.moving === null) this.guarded(() => this.move());
+    if (this.recovering || this.session?.state === 'closed') return;
     this.recovering = true;
     void this.search();
+  }
+
+  /** What this session holds of the lost server's making. */
+  private moving: Moving | null = null;
+
+  private move(): void {
+    const gathered = this.gather();
+    if (gathered === null) return;
+    this.moving = { identity: this.greeting!.identity, gathered };
+    this.env.reservations.add(this.moving);
   }
 
   /** Finds a server, settles what is in doubt, restores the state, and hands over to the session, which repeats the unit. */
@@ -529,13 +574,16 @@ export class SessionHost implements SessionIo {
           session.restoring();
           const blockers = codec.blockers();
           this.tellState();
-          const { result: missing, rest } = await runExchange(connection.wire, codec.restore(), {
-            frameLength: env.codec.frameLength,
-            peer: 'server',
-            head: connection.rest,
-            deadlineMs: RESTORE_MS,
-            signal: this.abort.signal,
-          });
+          const { wire } = connection;
+          const { result: missing, rest: restored } = await this.exchange(wire, codec.restore(), connection.rest);
+          connection = { ...connection, rest: restored };
+          await this.reserve(connection, codec);
+          let { rest } = connection;
+          let plan: readonly (Repetition | null)[] | null = null;
+          const gathered = this.gather();
+          if (gathered !== null && (session.state as string) !== 'closed') {
+            ({ result: plan, rest } = await this.exchange(wire, codec.mutables!.plan(gathered), rest));
+          }
           if ((session.state as string) === 'closed') {
             this.discard(connection);
             return;
@@ -550,7 +598,7 @@ export class SessionHost implements SessionIo {
           handedOver = true;
           const attached = connection;
           this.attach(attached);
-          if (this.backend === attached) this.guarded(() => session.restored(attached.login));
+          if (this.backend === attached) this.guarded(() => session.restored(attached.login, plan));
           this.tellState();
           if (rest.length > 0 && this.backend === attached) this.fromServer(rest);
           return;
@@ -585,6 +633,13 @@ export class SessionHost implements SessionIo {
     } finally {
       if (!handedOver) this.recovering = false;
     }
+  }
+
+  /** What of the open unit may have made up values that the client holds; null when nothing, or when they are not to be kept. */
+  private gather(): unknown {
+    const { mutables } = this.codec!;
+    if (mutables === undefined || this.env.listener.mutables === 'strict' || !this.session!.openUnit) return null;
+    return mutables.gather(this.session!.seen());
   }
 
   private giveUpSearch(): void {
@@ -665,6 +720,7 @@ export class SessionHost implements SessionIo {
   }
 
   private endEpisode(): void {
+    this.settle();
     if (this.episode !== null) {
       this.env.stats.pause((this.env.now() - this.episode.since) / 1000);
       this.tried = { attempts: this.episode.attempts, answered: this.session!.answered };
@@ -672,6 +728,12 @@ export class SessionHost implements SessionIo {
     this.episode = null;
     if (this.keepalive !== null) clearInterval(this.keepalive);
     this.keepalive = null;
+  }
+
+  /** What the session holds is either stored by now or given up. */
+  private settle(): void {
+    if (this.moving !== null) this.env.reservations.remove(this.moving);
+    this.moving = null;
   }
 
   acknowledged(token: OutcomeToken): void {
@@ -777,6 +839,7 @@ export class SessionHost implements SessionIo {
   end(): void {
     if (this.ended) return;
     this.ended = true;
+    this.settle();
     const { backend } = this;
     this.generation++;
     this.backend = null;

@@ -14,6 +14,8 @@ export class Verifier {
   private offset = 0;
   private hash: Hash | null = null;
   private hashLeft = 0;
+  /** Canonical bytes that were equal so far; after a difference, those in front of it. */
+  equal = 0;
 
   constructor(
     private readonly record: RequestRecord,
@@ -44,6 +46,7 @@ export class Verifier {
         const n = Math.min(this.hashLeft, piece.length - at);
         this.hash.update(piece.subarray(at, at + n));
         this.hashLeft -= n;
+        this.equal += n;
         at += n;
         if (this.hashLeft === 0) {
           if (!this.hash.digest().equals(this.record.answer.digest())) return 'differs';
@@ -54,9 +57,12 @@ export class Verifier {
       if (this.index >= this.expected.length) return at;
       const want = this.expected[this.index];
       const n = Math.min(want.length - this.offset, piece.length - at);
-      if (Buffer.compare(want.subarray(this.offset, this.offset + n), piece.subarray(at, at + n)) !== 0)
+      if (Buffer.compare(want.subarray(this.offset, this.offset + n), piece.subarray(at, at + n)) !== 0) {
+        for (let i = 0; want[this.offset + i] === piece[at + i]; i++) this.equal++;
         return 'differs';
+      }
       this.offset += n;
+      this.equal += n;
       at += n;
       if (this.offset === want.length) {
         this.index++;

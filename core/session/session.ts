@@ -9,7 +9,9 @@ import {
   type LoginResult,
   type OutcomeToken,
   RELAY,
+  type Repetition,
   type Request,
+  type SeenRequest,
   type ServerError,
   type SessionCodec,
   type Sink,
@@ -90,6 +92,8 @@ class Pending {
   notices = false;
   /** The question for the token that went along with the request. */
   token: TokenInjection | null = null;
+  /** Of a repeated request: why parts of its answer may differ. */
+  doubts: ReadonlyMap<string, string> | null = null;
 }
 
 /** Frames up to this size reach the client whole, so that the gateway can speak between any two of them. */
@@ -161,6 +165,10 @@ export class Session implements Sink {
   /** The client's transaction is failed by the gateway: a new server's must be put into the same state. */
   private poisoned = false;
   private replayQueue: RequestRecord[] = [];
+  /** Requests of the open unit as {@link seen} told them last, ... */
+  private told: readonly RequestRecord[] = [];
+  /** ... and how each of them is repeated on the present server (null: as it is). Null when no unit was moved. */
+  private repetitions: Map<RequestRecord, Repetition | null> | null = null;
 
   private readonly header: FrameHeader = {
     length: 0,
@@ -425,7 +433,24 @@ export class Session implements Sink {
       if (!record.answer.empty) pending.verifier = new Verifier(record, this.canon);
     }
     pending.record = record;
-    this.dispatch(request, pending, bytes, start, end);
+    if (this.repetitions !== null || this.codec.mutables?.adjusting) this.dispatchAnew(pending, bytes, start, end);
+    else this.dispatch(request, pending, bytes, start, end);
+  }
+
+  /** Sends a request so that it yields what the client has seen. */
+  private dispatchAnew(pending: Pending, bytes: Uint8Array, start: number, end: number): void {
+    const record = pending.record!;
+    const { request } = record;
+    const planned = this.repetitions?.get(record);
+    const repetition =
+      planned === undefined ? (this.codec.mutables?.adjust(request, bytes, start, end) ?? null) : planned;
+    if (repetition === null) {
+      this.dispatch(request, pending, bytes, start, end);
+      return;
+    }
+    pending.doubts = repetition.doubts;
+    if (repetition.before !== null) this.inject(this.codec.mutables!.prepare(repetition.before), null);
+    this.dispatch(request, pending, repetition.bytes, 0, repetition.bytes.length);
   }
 
   /** Sends a request, and with it or behind it the question for the token that it needs. */
@@ -954,6 +979,7 @@ export class Session implements Sink {
     if (this.records.length === 1) this.records.length = 0;
     else this.records.splice(0, this.records.indexOf(record) + 1);
     unit.reset();
+    this.repetitions = null;
     this.loose.length = 0;
     this.projectedOpen = false;
     this.poisoned = false;
@@ -1195,6 +1221,17 @@ export class Session implements Sink {
     return this.clientStatus !== 'idle' || this.records.length > 0;
   }
 
+  /** The requests of the open unit as the client knows them, for {@link Mutables.gather}. */
+  seen(): SeenRequest[] {
+    this.told = [...this.records];
+    return this.told.map(({ request, input, answer, status }) => ({
+      request,
+      input,
+      answer: answer.folded ? null : answer.chunks,
+      done: status !== null,
+    }));
+  }
+
   /** The outcome is being asked. */
   asking(): void {
     this.step('ask');
@@ -1285,8 +1322,13 @@ export class Session implements Sink {
     this.step('restore');
   }
 
-  /** The state is there. Repeats the open unit, or puts the transaction into the failed state, or goes on. */
-  restored(login: LoginResult): void {
+  /**
+   * The state is there. Repeats the open unit, or puts the transaction into the failed state, or goes on.
+   * @param plan how the requests are to be repeated that {@link seen} told last; null when all are repeated as they are
+   */
+  restored(login: LoginResult, plan: readonly (Repetition | null)[] | null = null): void {
+    this.repetitions = plan === null ? null : new Map(this.told.map((record, i) => [record, plan[i] ?? null]));
+    this.told = [];
     this.announcing = login;
     this.projectedOpen = false;
     this.guarding = false;
@@ -1370,7 +1412,7 @@ export class Session implements Sink {
     pending.verifier = new Verifier(record, this.canon);
     this.records.push(record);
     const [first, ...rest] = record.input;
-    this.dispatch(request, pending, first, 0, first.length);
+    this.dispatchAnew(pending, first, 0, first.length);
     for (const bytes of rest) this.send(bytes, 0, bytes.length);
   }
 
@@ -1385,7 +1427,7 @@ export class Session implements Sink {
       return piece.length;
     }
     if (verdict === 'differs' || head.replay) {
-      this.diverged(head);
+      this.diverged(head, piece);
       return -1;
     }
     head.verifier = null;
@@ -1395,15 +1437,15 @@ export class Session implements Sink {
 
   private replayAnswered(head: Pending, status: TransactionStatus): void {
     if (!head.verifier!.satisfied || head.record!.status !== status) {
-      this.diverged(head);
+      this.diverged(head, null);
       return;
     }
     if (status !== 'idle') this.projectedOpen = true;
     this.nextReplay();
   }
 
-  /** The repeated answer differs from what the client has. */
-  private diverged(head: Pending): void {
+  /** The repeated answer differs from what the client has: in these bytes, or because it ended early. */
+  private diverged(head: Pending, got: Uint8Array | null): void {
     this.dropOut();
     const label = head.record!.request.label;
     if (this.retryable) {
@@ -1414,15 +1456,26 @@ export class Session implements Sink {
     this.records = [...this.records, ...this.replayQueue];
     this.replayQueue = [];
     const position = this.records.indexOf(head.record!) + 1;
+    const where = this.whereDiverged(head, got);
     this.io.count('divergence', label);
     this.io.replayed('diverged');
     this.giveUp({
       code: 'OUTLIVE_REPLAY_DIVERGED',
       kind: 'retry-transaction',
-      message: `the transaction was repeated after a failover and statement ${position} (${label}) answered differently than before`,
+      message: `the transaction was repeated after a failover and statement ${position} (${label}) answered differently than before${where}`,
       hint: 'Roll back and run the transaction again.',
     });
     this.divergedState();
+  }
+
+  /** Words for the place of a divergence, without data. */
+  private whereDiverged({ record, verifier, doubts }: Pending, got: Uint8Array | null): string {
+    const { answer } = record!;
+    if (answer.folded || verifier === null) return '';
+    const part = this.codec.mutables?.partAt(answer.chunks, verifier.equal, got) ?? null;
+    if (part === null) return '';
+    const why = doubts?.get(part);
+    return ` in ${part}${why === undefined ? '' : ` (${why})`}`;
   }
 
   /** The server is somewhere inside the repeated unit, with an answer still on its way: only a fresh connection is at a known place. */

@@ -44,6 +44,6 @@ export function adjust(
 }
 
 /** See `Mutables.partAt`. */
-export function partAt(_answer: readonly Uint8Array[], _offset: number): string | null {
+export function partAt(_answer: readonly Uint8Array[], _offset: number, _got: Uint8Array | null): string | null {
   return null;
 }
