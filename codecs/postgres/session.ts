@@ -148,6 +148,8 @@ class PgRequest implements Request {
   forceToken = false;
   /** It may draw from sequences. */
   draws = false;
+  /** What is prepared in the session may be gone after it. */
+  deallocates = false;
   /** Of a COPY FROM STDIN: nothing more of its input will come. */
   inputOver = false;
   /** A portal was bound that the end of a transaction would take away. */
@@ -534,9 +536,10 @@ export class PostgresSession implements SessionCodec {
     }
     if (facts.effect === 'prepareTransaction' || (endsTransaction(facts) && facts.chain)) group.provable = false;
     if (facts.copy?.direction === 'in' && facts.copy.peer === 'client') group.barrier = true;
-    if (facts.verb === 'INSERT' || facts.verb === 'MERGE' || facts.functions.includes('nextval')) group.draws = true;
+    if (group.writes && facts.verb !== 'UPDATE' && facts.verb !== 'DELETE') group.draws = true;
     if (facts.verb === 'NOTIFY' || facts.functions.includes('pg_notify')) group.forceToken = true;
     const hidden = this.hidden(facts);
+    if (mayDeallocate(facts, hidden)) group.deallocates = true;
     if (group.completions !== null || touchesSession(facts) || hidden !== null) {
       group.completions ??= new Array(group.executes - 1).fill(null);
       group.completions.push(touchesSession(facts) || hidden !== null ? { facts, sql, values, hidden } : null);
@@ -631,7 +634,7 @@ export class PostgresSession implements SessionCodec {
     r.opsDone = 0;
     r.failed = false;
     r.rider = null;
-    if (r.completions?.some((executed) => executed !== null && mayDeallocate(executed))) {
+    if (r.deallocates) {
       this.tokenPrepared = false;
       this.deallocations++;
     }
@@ -717,7 +720,10 @@ export class PostgresSession implements SessionCodec {
     if (head !== undefined) {
       head.inputOver = true;
       if (head === this.copyIn) this.copyIn = null;
-      if (head.rider?.epoch === this.deallocations) this.tokenPrepared = head.rider.prepared;
+      if (head.rider?.epoch === this.deallocations) {
+        // Gone all the same, by means that cannot be seen from here: the client was told of an error, once.
+        this.tokenPrepared = head.rider.prepared && head.rider.failed()?.code !== NO_STATEMENT;
+      }
     }
     const chained = head !== undefined && !head.failed && (head.effect === 'commit' || head.effect === 'rollback');
     if ((status === 'idle' || chained) && !this.guarded) {
@@ -1092,10 +1098,14 @@ const UNKNOWN_FACTS: StatementFacts = Object.freeze({
 });
 const FUNCTION_FACTS: StatementFacts = Object.freeze({ ...UNKNOWN_FACTS, verb: 'function call' });
 
-/** May the statement take away what is prepared in the session? Functions that touch the session may. */
-function mayDeallocate({ facts, hidden }: Executed): boolean {
-  return hidden !== null || facts.discard === 'all' || (facts.deallocate !== undefined && facts.all);
+/** May the statement take away what is prepared in the session? Functions that touch the session may, and code that nobody has read. */
+function mayDeallocate(facts: StatementFacts, hidden: ReadonlySet<string> | null): boolean {
+  if (hidden !== null || facts.verb === 'DO' || facts.verb === 'CALL') return true;
+  return facts.discard === 'all' || (facts.deallocate !== undefined && facts.all);
 }
+
+/** SQLSTATE of a prepared statement that does not exist. */
+const NO_STATEMENT = '26000';
 
 /** May a statement be run inside a transaction of the gateway's own and not notice? */
 function canWrap(facts: StatementFacts | undefined): boolean {
