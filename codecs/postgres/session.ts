@@ -90,6 +90,10 @@ const NO_VALUES: readonly string[] = [];
 const EMPTY = new Uint8Array(0);
 /** A group is sent in parts when it grows beyond this before its Sync: the server should not wait for the client's last statement. */
 const GROUP_LIMIT = 64 * 1024;
+/** What is longer is read frame by frame: nothing is gained where the bytes themselves are what costs. */
+const AGAIN_LIMIT = 4096;
+/** So many statements are found by the bytes of their names; a power of two. */
+const RECENT = 16;
 
 /** Facts that all sessions of a database share. */
 export interface SharedFacts {
@@ -102,6 +106,16 @@ interface Prepared {
   readonly parse: Uint8Array;
   readonly analysis: QueryFacts;
   readonly sql: string;
+  readonly name: string;
+  /**
+   * What Bind, Execute and Sync of it alone were understood as, over the unnamed portal: the same each time, so the next time it is
+   * taken as it is, for any number of requests at once. Null when they were not sent like that, or do more than the statement's text tells.
+   */
+  again: PgRequest | null;
+  /** There was a Describe of the portal in it. */
+  described: boolean;
+  /** With what was known of the database (`SessionContext.shared`). */
+  shared: unknown;
 }
 
 /** A portal as the client bound it. */
@@ -154,13 +168,6 @@ class PgRequest implements Request {
   inputOver = false;
   /** A portal was bound that the end of a transaction would take away. */
   bound = false;
-
-  // While the server answers:
-  completed = 0;
-  opsDone = 0;
-  failed = false;
-  /** A question of the gateway's own that stands behind the last statement. */
-  rider: RidingToken | null = null;
 }
 
 /** The PostgreSQL codec of one session. */
@@ -170,6 +177,8 @@ export class PostgresSession implements SessionCodec {
   private group: PgRequest = new PgRequest();
   /** Portals of the open transaction, by name; where in the group they were bound. */
   private readonly portals = new Map<string, Portal>();
+  /** The portal without a name, which most clients use and no other. */
+  private unnamed: Portal | null = null;
   /** Prepared statements as the client believes in them, for understanding what it sends ... */
   private readonly known = new Map<string, Prepared>();
   /** ... and as the server confirmed them, for restoring. */
@@ -177,7 +186,18 @@ export class PostgresSession implements SessionCodec {
   /** How to undo what unfinished requests did to `prepared`. */
   private undo: [name: string, before: Prepared | undefined][] = [];
   private readonly state = new SessionState();
-  private readonly inflight: PgRequest[] = [];
+  /** What the server is answering ... */
+  private head: PgRequest | null = null;
+  /** ... how far it is with it ... */
+  private completed = 0;
+  private opsDone = 0;
+  private failed = false;
+  /** ... and what was sent behind it. An empty list would be thrown away and made again for each request. */
+  private behind: PgRequest[] | null = null;
+  /** A question of the gateway's own that stands behind the last statement of a request ... */
+  private rider: RidingToken | null = null;
+  /** ... before which so many others are to be answered. */
+  private beforeRider = 0;
   /**
    * The extended COPY FROM STDIN whose input the client is sending, and how far it is. A fact about the client: it outlives the
    * server. The Sync behind CopyDone, CopyFail or an error ends it.
@@ -192,12 +212,18 @@ export class PostgresSession implements SessionCodec {
   private forceToken = false;
   /** The open unit did something after which the catalogue must be read anew. */
   private changesCatalogue = false;
-  private transactionTag = '';
+  private rolledBack = false;
+  /** The open unit did something, or something was left by the ones before, that {@link unitEnd} must look at. */
+  private eventful = false;
   private readonly env: { standardConformingStrings: boolean; encoding?: string };
   /** Parameters as the client was told them, in the order of the first login. */
   private readonly told = new Map<string, string>();
-  private lastName = '';
-  private lastNameBytes: Uint8Array = EMPTY;
+  /** Some of `known`, by a hash of their names. */
+  private readonly recent: (Prepared | null)[] = new Array(RECENT).fill(null);
+  /** The statement of the request whose length {@link peek} told last. */
+  private coming: Prepared | null = null;
+  /** The statement of the group, as long as it may become one that is the same the next time. */
+  private candidate: Prepared | null = null;
 
   constructor(
     private readonly context: SessionContext,
@@ -228,8 +254,8 @@ export class PostgresSession implements SessionCodec {
     out.notice = false;
     out.boundary = side === BACKEND && type === READY;
     if (side === BACKEND) {
-      const head = this.inflight[0];
-      if (head !== undefined && head.rider !== null && head.completed === head.executes) {
+      const { head } = this;
+      if (this.rider !== null && this.riding(head)) {
         // Behind the completion of the client's last statement.
         out.treatment = INSPECT;
         out.asynchronous = type === NOTICE || type === NOTIFICATION || type === PARAMETER_STATUS;
@@ -252,8 +278,7 @@ export class PostgresSession implements SessionCodec {
         case EMPTY_QUERY:
         case PORTAL_SUSPENDED: {
           out.treatment =
-            this.guarded ||
-            (head !== undefined && (head.completions !== null || head.effect !== 'read' || head.rider !== null))
+            this.guarded || this.rider !== null || (head !== null && (head.completions !== null || decides(head)))
               ? INSPECT
               : RELAY;
           return true;
@@ -301,6 +326,14 @@ export class PostgresSession implements SessionCodec {
         }
         return true;
       case BIND:
+        if (this.copyIn === null && this.collecting === 0 && !this.skipping) {
+          const whole = this.wholeAgain(bytes, start, end, length + 1);
+          if (whole > 0) {
+            out.length = whole;
+            out.need = whole;
+          }
+        }
+      // Falls through.
       case CLOSE:
       case DESCRIBE:
       case EXECUTE:
@@ -331,11 +364,54 @@ export class PostgresSession implements SessionCodec {
 
   decode(side: Side, bytes: Uint8Array, start: number, end: number, sink: Sink): Disposition {
     if (side === BACKEND) return this.answer(bytes, start, end, sink);
-    this.collect(bytes, start, end, sink);
+    if (bytes[start] === BIND && end - start > 1 + lengthOf(bytes, start)) this.repeat(bytes, start, end, sink);
+    else this.collect(bytes, start, end, sink);
     return FORWARD;
   }
 
   // ------------------------------------------------------------------------------------------------------ what clients say
+
+  /**
+   * Length of a whole request at `start`, Bind (`bind` bytes long), perhaps Describe, Execute, Sync, when all of it is here and was
+   * understood before ({@link Prepared.again}); else 0.
+   */
+  private wholeAgain(bytes: Uint8Array, start: number, end: number, bind: number): number {
+    let at = start + bind;
+    if (at + 15 > end || bytes[start + 5] !== 0) return 0;
+    const described = bytes[at] === DESCRIBE;
+    if (described) {
+      if (lengthOf(bytes, at) !== 6 || bytes[at + 5] !== 0x50 || bytes[at + 6] !== 0) return 0;
+      at += 7;
+    }
+    const whole = at + 15 - start;
+    if (start + whole > end || whole > AGAIN_LIMIT) return 0;
+    if (bytes[at] !== EXECUTE || lengthOf(bytes, at) !== 9 || bytes[at + 5] !== 0) return 0;
+    if (bytes[at + 10] !== SYNC || lengthOf(bytes, at + 10) !== 4) return 0;
+    let nameEnd = start + 6;
+    while (bytes[nameEnd] !== 0) if (++nameEnd >= start + bind) return 0;
+    const prepared = this.statement(bytes, start + 6, nameEnd);
+    if (prepared === null || prepared.again === null || prepared.described !== described) return 0;
+    if (prepared.shared !== this.context.shared()) return 0;
+    this.coming = prepared;
+    return whole;
+  }
+
+  /** Takes a whole request as it was understood before. */
+  private repeat(bytes: Uint8Array, start: number, end: number, sink: Sink): void {
+    const prepared = this.coming!;
+    const request = prepared.again!;
+    this.bindPortal('', prepared, request, 0, NO_VALUES);
+    sink.request(request, bytes, start, end);
+  }
+
+  /** At the Sync of a group whose Execute made its statement a candidate. */
+  private remember(prepared: Prepared, group: PgRequest): void {
+    const { frames } = group;
+    if (group.ops !== null || group.completions !== null || group.barrier) return;
+    if (frames !== 'BES' && frames !== 'BDES') return;
+    prepared.described = frames === 'BDES';
+    prepared.again = group;
+  }
 
   private collect(bytes: Uint8Array, start: number, end: number, sink: Sink): void {
     const type = bytes[start];
@@ -357,27 +433,26 @@ export class PostgresSession implements SessionCodec {
           parse: Uint8Array.prototype.slice.call(bytes, start, end),
           analysis: this.cache.read(bytes, nameEnd + 1, textEnd, this.env),
           sql: text(bytes, nameEnd + 1, textEnd),
+          name,
+          again: null,
+          described: false,
+          shared: null,
         };
         this.known.set(name, prepared);
+        this.recent[place(bytes, start + 5, nameEnd)] = prepared;
         (group.ops ??= []).push({ op: 'parse', name, prepared });
         break;
       }
       case BIND: {
         const portalEnd = terminator(bytes, start + 5, end);
         const nameEnd = terminator(bytes, portalEnd + 1, end);
-        const prepared = this.known.get(this.name(bytes, portalEnd + 1, nameEnd)) ?? null;
+        const prepared = this.statement(bytes, portalEnd + 1, nameEnd);
         const portal = portalEnd === start + 5 ? '' : text(bytes, start + 5, portalEnd);
         if (canWrap(prepared?.analysis.statements[0]?.facts)) group.bound = true;
-        const slot = this.portals.get(portal);
         const offset = this.collecting - (end - start);
         const unnamed = prepared?.analysis.statements[0]?.facts.setConfigs?.some(({ name }) => name === undefined);
         const values = unnamed ? boundValues(bytes, nameEnd + 1, end) : NO_VALUES;
-        if (slot !== undefined) {
-          slot.prepared = prepared;
-          slot.group = group;
-          slot.offset = offset;
-          slot.values = values;
-        } else this.portals.set(portal, { prepared, group, offset, values });
+        this.bindPortal(portal, prepared, group, offset, values);
         break;
       }
       case EXECUTE: {
@@ -394,9 +469,13 @@ export class PostgresSession implements SessionCodec {
         break;
       }
       case CLOSE: {
-        const name = text(bytes, start + 6, terminator(bytes, start + 6, end));
+        const nameEnd = terminator(bytes, start + 6, end);
+        const name = text(bytes, start + 6, nameEnd);
         const statement = bytes[start + 5] === 0x53;
-        if (statement) this.known.delete(name);
+        if (statement) {
+          this.known.delete(name);
+          this.recent[place(bytes, start + 6, nameEnd)] = null;
+        } else if (name === '') this.unnamed = null;
         else this.portals.delete(name);
         (group.ops ??= []).push({ op: 'close', name: statement ? name : null });
         break;
@@ -411,6 +490,7 @@ export class PostgresSession implements SessionCodec {
         return;
       case SYNC:
         this.group.frames += 'S';
+        if (this.candidate !== null) this.remember(this.candidate, group);
         this.emit(sink, bytes, end - this.collecting, end);
         return;
       case FUNCTION_CALL:
@@ -432,10 +512,19 @@ export class PostgresSession implements SessionCodec {
   }
 
   private execute(portal: string, bytes: Uint8Array, start: number, end: number, sink: Sink): void {
-    const slot = this.portals.get(portal);
+    const slot = portal === '' ? (this.unnamed ?? undefined) : this.portals.get(portal);
     const analysis = slot?.prepared?.analysis;
     const facts = analysis === undefined ? UNKNOWN_FACTS : (analysis.statements[0]?.facts ?? EMPTY_FACTS);
     const group = this.group;
+    this.candidate = null;
+    if (group.executes === 0 && slot !== undefined && slot === this.unnamed && slot.group === group) {
+      // What EXECUTE and PREPARE do depends on more than their text.
+      if (slot.prepared !== null && facts.execute === undefined && facts.prepare === undefined) {
+        this.candidate = slot.prepared;
+        this.candidate.again = null;
+        this.candidate.shared = this.context.shared();
+      }
+    }
     const inBlock = this.status !== 'idle' || group.effect === 'begin';
     const ended = group.effect === 'commit' || group.effect === 'rollback';
     if (group.executes > 0 && (ended || (endsTransaction(facts) && inBlock))) {
@@ -450,6 +539,26 @@ export class PostgresSession implements SessionCodec {
       }
     }
     this.add(this.group, facts, slot?.prepared?.sql ?? '', slot?.values);
+  }
+
+  private bindPortal(
+    name: string,
+    prepared: Prepared | null,
+    group: PgRequest,
+    offset: number,
+    values: readonly string[],
+  ): void {
+    const slot = name === '' ? this.unnamed : this.portals.get(name);
+    if (slot) {
+      slot.prepared = prepared;
+      slot.group = group;
+      slot.offset = offset;
+      slot.values = values;
+    } else if (name === '') this.unnamed = { prepared, group, offset, values };
+    else {
+      this.portals.set(name, { prepared, group, offset, values });
+      this.eventful = true;
+    }
   }
 
   /** Emits what was collected up to `tail` bytes before `end` as a part that the client's own boundary follows. */
@@ -606,45 +715,44 @@ export class PostgresSession implements SessionCodec {
   private emit(sink: Sink, bytes: Uint8Array, start: number, end: number): void {
     const group = this.group;
     this.finish(group);
+    this.candidate = null;
     this.group = new PgRequest();
     this.collecting = 0;
     sink.request(group, bytes, start, end);
   }
 
-  /** The statement name at [start, end); the last one is remembered, since most sessions use few. */
-  private name(bytes: Uint8Array, start: number, end: number): string {
-    const length = end - start;
-    if (length === 0) return '';
-    const last = this.lastNameBytes;
-    if (last.length === length) {
-      let i = 0;
-      while (i < length && last[i] === bytes[start + i]) i++;
-      if (i === length) return this.lastName;
-    }
-    this.lastNameBytes = Uint8Array.prototype.slice.call(bytes, start, end);
-    this.lastName = text(bytes, start, end);
-    return this.lastName;
+  /** The statement whose name is [start, end), as the client believes in it. */
+  private statement(bytes: Uint8Array, start: number, end: number): Prepared | null {
+    const at = place(bytes, start, end);
+    const recent = this.recent[at];
+    if (recent !== null && isAscii(recent.name, bytes, start, end)) return recent;
+    const prepared = this.known.get(text(bytes, start, end)) ?? null;
+    if (prepared !== null) this.recent[at] = prepared;
+    return prepared;
   }
 
   // ----------------------------------------------------------------------------------------------------- what servers say
 
   sent(request: Request): void {
     const r = request as PgRequest;
-    r.completed = 0;
-    r.opsDone = 0;
-    r.failed = false;
-    r.rider = null;
     if (r.deallocates) {
       this.tokenPrepared = false;
       this.deallocations++;
     }
-    if (r.forceToken) this.forceToken = true;
-    this.inflight.push(r);
+    if (r.forceToken) this.forceToken = this.eventful = true;
+    if (this.head === null) this.head = r;
+    else if (this.behind === null) this.behind = [r];
+    else this.behind.push(r);
+  }
+
+  /** True when the rider is what the server answers now. */
+  private riding(head: PgRequest | null): boolean {
+    return this.beforeRider === 0 && head !== null && this.completed === head.executes;
   }
 
   private answer(bytes: Uint8Array, start: number, end: number, sink: Sink): Disposition {
-    const head = this.inflight[0];
-    if (head !== undefined && head.rider !== null && head.completed === head.executes) {
+    const { head, rider } = this;
+    if (rider !== null && this.riding(head)) {
       switch (bytes[start]) {
         case READY:
         case NOTICE:
@@ -653,10 +761,10 @@ export class PostgresSession implements SessionCodec {
           break;
         case ERROR:
           // A cancel or a timeout meant for the client's statement came just after it: the client is told, its transaction failed.
-          head.rider.frame(bytes, start, end);
+          rider.frame(bytes, start, end);
           break;
         default:
-          head.rider.frame(bytes, start, end);
+          rider.frame(bytes, start, end);
           return SWALLOW;
       }
     }
@@ -664,8 +772,8 @@ export class PostgresSession implements SessionCodec {
       case READY:
         return this.ready(bytes, start, end, sink);
       case ERROR: {
-        if (head !== undefined) {
-          head.failed = true;
+        if (head !== null) {
+          this.failed = true;
           if (head === this.copyIn) this.copyEnd = 'failed';
         }
         sink.error(parseError(bytes, start, end));
@@ -674,12 +782,12 @@ export class PostgresSession implements SessionCodec {
       case COMMAND_COMPLETE:
       case EMPTY_QUERY:
       case PORTAL_SUSPENDED:
-        if (head === undefined) return FORWARD;
+        if (head === null) return FORWARD;
         this.complete(head, bytes, start, end);
         return this.guarded && head.kind === 'query' ? VERDICT : FORWARD;
       case PARSE_COMPLETE:
       case CLOSE_COMPLETE:
-        if (head?.ops) this.confirm(head.ops[head.opsDone++]);
+        if (head?.ops) this.confirm(head.ops[this.opsDone++]);
         return FORWARD;
       case COPY_IN:
         if (head?.kind === 'extended' && !head.inputOver && head !== this.copyIn) {
@@ -748,7 +856,7 @@ export class PostgresSession implements SessionCodec {
   /** The transaction's time ends with it; what sequences told the session stays until it draws anew. */
   private closeKnowledge(knowledge: Knowledge): void {
     knowledge.time = null;
-    if (knowledge.currval.size === 0 && knowledge.lastval === null) this.knowledge = null;
+    if (knowledge.currval.size === 0 && knowledge.lastval === null) this.know(null);
   }
 
   /** A statement of the request was completed. */
@@ -812,10 +920,14 @@ export class PostgresSession implements SessionCodec {
   /** What the client knows from an earlier server of its open transaction, or of sequences; null when nothing. */
   private knowledge: Knowledge | null = null;
 
-  readonly mutables: Mutables = this.keepMutables();
+  readonly mutables = this.keepMutables();
 
-  private keepMutables(): Mutables {
-    const knows = () => this.knowledge !== null;
+  private know(knowledge: Knowledge | null): void {
+    this.knowledge = knowledge;
+    this.mutables.adjusting = knowledge !== null;
+  }
+
+  private keepMutables(): Mutables & { adjusting: boolean } {
     const forget = (request: PgRequest): void => {
       if (request.draws && this.knowledge !== null) {
         this.knowledge.currval.clear();
@@ -826,12 +938,11 @@ export class PostgresSession implements SessionCodec {
       gather: (seen) => gather(seen, this.preparedBefore()),
       reserve: (gathered) => reserve(gathered as Gathered[]),
       plan: (gathered) => {
-        this.knowledge = { time: null, currval: new Map(), lastval: null, held: new Map() };
-        return plan(gathered as Gathered, this.knowledge);
+        const knowledge: Knowledge = { time: null, currval: new Map(), lastval: null, held: new Map() };
+        this.know(knowledge);
+        return plan(gathered as Gathered, knowledge);
       },
-      get adjusting() {
-        return knows();
-      },
+      adjusting: false,
       adjust: (request, bytes, start, end) => {
         const repetition = adjust(bytes.subarray(start, end), this.known, this.knowledge!);
         // What this request draws is what the server tells from now on.
@@ -883,7 +994,7 @@ export class PostgresSession implements SessionCodec {
     }
     this.undo.length = 0;
     this.inflight.length = 0;
-    this.knowledge = null;
+    this.know(null);
     this.tokenPrepared = false;
     this.restored.clear();
     this.moving = true;

@@ -94,6 +94,22 @@ class Pending {
   token: TokenInjection | null = null;
   /** Of a repeated request: why parts of its answer may differ. */
   doubts: ReadonlyMap<string, string> | null = null;
+
+  /** As if it were new. */
+  reset(): this {
+    this.record = null;
+    this.injection = null;
+    this.readies = 1;
+    this.onDone = null;
+    this.verifier = null;
+    this.replay = false;
+    this.failed = false;
+    this.gates = false;
+    this.notices = false;
+    this.token = null;
+    this.doubts = null;
+    return this;
+  }
 }
 
 /** Frames up to this size reach the client whole, so that the gateway can speak between any two of them. */
@@ -144,6 +160,8 @@ export class Session implements Sink {
   /** A server was lost when the client had received only a part of a long frame. */
   private midFrame = false;
   private readonly pending: Pending[] = [];
+  /** The last one that was answered, for the next request: most sessions have one at a time. */
+  private spare: Pending | null = null;
   private records: RequestRecord[] = [];
   /** Answered ones of the open unit that still lie in buffers shared with other sessions. */
   private readonly loose: RequestRecord[] = [];
@@ -418,7 +436,8 @@ export class Session implements Sink {
 
   private forward(request: Request, record: RequestRecord | null, bytes: Uint8Array, start: number, end: number): void {
     if (record === null && (this.heldReady !== null || this.deferred !== null) && this.answerHere(request)) return;
-    const pending = new Pending();
+    const pending = this.spare ?? new Pending();
+    this.spare = null;
     const effect = request.effect;
     if (effect !== 'read' || request.mustGuard) this.prepare(request, pending);
     if (request.joined || request.barrier) pending.gates = true;
@@ -788,6 +807,7 @@ export class Session implements Sink {
         const forward = this.readied(status, head);
         if (forward) {
           at = frameEnd;
+          if (head !== undefined) this.spare = head.reset();
           this.afterReady(bytes, run, at);
           run = at;
         } else {
@@ -976,11 +996,12 @@ export class Session implements Sink {
     if (unit.token !== null && unit.commitSent && ok) this.io.acknowledged(unit.token);
     this.stats.units++;
     this.answered++;
-    if (this.records.length === 1) this.records.length = 0;
+    // Emptying an array by its length gives its memory away, which the next request would ask for again.
+    if (this.records.length === 1) this.records.pop();
     else this.records.splice(0, this.records.indexOf(record) + 1);
     unit.reset();
     this.repetitions = null;
-    this.loose.length = 0;
+    if (this.loose.length > 0) this.loose.length = 0;
     this.projectedOpen = false;
     this.poisoned = false;
   }
