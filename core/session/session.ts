@@ -1539,7 +1539,9 @@ export class Session implements Sink {
   /** No writable server came in time. Whoever waits is told; the next request tries again. */
   unavailable(error: GatewayError): void {
     if (this.state === 'closed') return;
-    if (this.records.length > 0 || this.clientStatus !== 'idle') this.giveUp(error);
+    // A transaction whose client waits for nothing need not hear of it: its next request tries again, and it is repeated then.
+    const patient = !this.waiting && !this.inDoubt && !this.poisoned;
+    if (!patient && (this.records.length > 0 || this.clientStatus !== 'idle')) this.giveUp(error);
     this.step('unavailable');
     const queue = this.queue;
     this.queue = [];

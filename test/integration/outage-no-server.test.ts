@@ -131,20 +131,32 @@ describe('the client is told, and its connection is kept', () => {
     expect(await present(from)).toEqual([0]);
   });
 
-  it('in a transaction that waits for nothing', async () => {
+  it('not in a transaction that waits for nothing: it goes on when a server is there again', async () => {
     const client = await connect();
     const from = ++ids * 100;
     await client.query('begin');
     await client.query('insert into w values ($1)', [from]);
     await fall();
-    await eventually(() => JSON.stringify(gateway.gateway.status()).includes('"detached":1'), {
-      message: 'the end of the wait',
-    });
+    const waitIsOver = () =>
+      eventually(() => JSON.stringify(gateway.gateway.status()).includes('"detached":1'), {
+        message: 'the end of the wait',
+      });
+    await waitIsOver();
     await rise();
+    expect((await client.query('select id from w where id = $1', [from])).rows).toEqual([{ id: from }]);
+    await client.query('insert into w values ($1)', [from + 1]);
+    await client.query('commit');
+    expect(await present(from)).toEqual([0, 1]);
+    // Who speaks while there is none is told, and the transaction is over.
+    await client.query('begin');
+    await client.query('insert into w values ($1)', [from + 2]);
+    await fall();
+    await waitIsOver();
     await expect(client.query('select 1')).rejects.toMatchObject(NO_SERVER);
+    await rise();
     await expect(client.query('select 1')).rejects.toMatchObject({ code: '25P02' });
     await client.query('rollback');
-    expect(await present(from)).toEqual([]);
+    expect(await present(from)).toEqual([0, 1]);
   });
 
   it('pipelined requests of both protocols: each its own error', async () => {
@@ -255,7 +267,7 @@ describe('while it waits', () => {
     // Each row is shorter than what reaches the client whole. What is held back is lost with the server.
     proxy.when(
       'server',
-      (bytes) => bytes.length > 100_000,
+      (bytes) => bytes.length > 300_000,
       (connection) => connection.holdServerReplies(),
     );
     await client.write(serialize.query(`select i, repeat('r', 20000) from generate_series(1, 50) i`));
