@@ -168,24 +168,15 @@ class PgRequest implements Request {
   inputOver = false;
   /** A portal was bound that the end of a transaction would take away. */
   bound = false;
+  /** It stands for each request of its kind ({@link Prepared.again}): nothing of one of them may be noted in it. */
+  shared = false;
 }
 
 /** The PostgreSQL codec of one session. */
 export class PostgresSession implements SessionCodec {
+  // What every request looks at stands together, in few cache lines.
   stale = false;
   collecting = 0;
-  private group: PgRequest = new PgRequest();
-  /** Portals of the open transaction, by name; where in the group they were bound. */
-  private readonly portals = new Map<string, Portal>();
-  /** The portal without a name, which most clients use and no other. */
-  private unnamed: Portal | null = null;
-  /** Prepared statements as the client believes in them, for understanding what it sends ... */
-  private readonly known = new Map<string, Prepared>();
-  /** ... and as the server confirmed them, for restoring. */
-  private readonly prepared = new Map<string, Prepared>();
-  /** How to undo what unfinished requests did to `prepared`. */
-  private undo: [name: string, before: Prepared | undefined][] = [];
-  private readonly state = new SessionState();
   /** What the server is answering ... */
   private head: PgRequest | null = null;
   /** ... how far it is with it ... */
@@ -194,34 +185,50 @@ export class PostgresSession implements SessionCodec {
   private failed = false;
   /** ... and what was sent behind it. An empty list would be thrown away and made again for each request. */
   private behind: PgRequest[] | null = null;
-  /** A question of the gateway's own that stands behind the last statement of a request ... */
+  /** A question of the gateway's own that stands behind the last statement of a request. */
   private rider: RidingToken | null = null;
-  /** ... before which so many others are to be answered. */
-  private beforeRider = 0;
   /**
-   * The extended COPY FROM STDIN whose input the client is sending, and how far it is. A fact about the client: it outlives the
+   * The extended COPY FROM STDIN whose input the client is sending. A fact about the client: it outlives the
    * server. The Sync behind CopyDone, CopyFail or an error ends it.
    */
   private copyIn: PgRequest | null = null;
-  private copyEnd: 'open' | 'done' | 'failed' = 'open';
   /** The client was told of an error where a server then ignores everything up to a Sync. */
   private skipping = false;
   private guarded = false;
   /** As the server told it last. */
   private status: TransactionStatus = 'idle';
-  private forceToken = false;
-  /** The open unit did something after which the catalogue must be read anew. */
-  private changesCatalogue = false;
-  private rolledBack = false;
   /** The open unit did something, or something was left by the ones before, that {@link unitEnd} must look at. */
   private eventful = false;
-  private readonly env: { standardConformingStrings: boolean; encoding?: string };
-  /** Parameters as the client was told them, in the order of the first login. */
-  private readonly told = new Map<string, string>();
+  /** `state.needsObservation`, which every request asks for and few change. */
+  private observable = false;
+  /** The portal without a name, which most clients use and no other. */
+  private unnamed: Portal | null = null;
   /** Some of `known`, by a hash of their names. */
   private readonly recent: (Prepared | null)[] = new Array(RECENT).fill(null);
   /** The statement of the request whose length {@link peek} told last. */
   private coming: Prepared | null = null;
+
+  private group: PgRequest = new PgRequest();
+  /** Portals of the open transaction, by name; where in the group they were bound. */
+  private readonly portals = new Map<string, Portal>();
+  /** Prepared statements as the client believes in them, for understanding what it sends ... */
+  private readonly known = new Map<string, Prepared>();
+  /** ... and as the server confirmed them, for restoring. */
+  private readonly prepared = new Map<string, Prepared>();
+  /** How to undo what unfinished requests did to `prepared`. */
+  private undo: [name: string, before: Prepared | undefined][] = [];
+  private readonly state = new SessionState();
+  /** The rider's request comes after so many others. */
+  private beforeRider = 0;
+  /** How far `copyIn` is. */
+  private copyEnd: 'open' | 'done' | 'failed' = 'open';
+  private forceToken = false;
+  /** The open unit did something after which the catalogue must be read anew. */
+  private changesCatalogue = false;
+  private rolledBack = false;
+  private readonly env: { standardConformingStrings: boolean; encoding?: string };
+  /** Parameters as the client was told them, in the order of the first login. */
+  private readonly told = new Map<string, string>();
   /** The statement of the group, as long as it may become one that is the same the next time. */
   private candidate: Prepared | null = null;
 
@@ -326,14 +333,6 @@ export class PostgresSession implements SessionCodec {
         }
         return true;
       case BIND:
-        if (this.copyIn === null && this.collecting === 0 && !this.skipping) {
-          const whole = this.wholeAgain(bytes, start, end, length + 1);
-          if (whole > 0) {
-            out.length = whole;
-            out.need = whole;
-          }
-        }
-      // Falls through.
       case CLOSE:
       case DESCRIBE:
       case EXECUTE:
@@ -347,6 +346,9 @@ export class PostgresSession implements SessionCodec {
           out.treatment = RELAY;
           if (this.copyEnd === 'done' && type !== FLUSH)
             throw new ProtocolViolation('a statement between the end of the input of COPY and its Sync', 'client');
+        } else if (type === BIND && this.collecting === 0 && !this.skipping) {
+          const whole = this.wholeAgain(bytes, start, end, length + 1);
+          if (whole > 0) out.length = out.need = whole;
         }
         return true;
       case TERMINATE:
@@ -411,6 +413,7 @@ export class PostgresSession implements SessionCodec {
     if (frames !== 'BES' && frames !== 'BDES') return;
     prepared.described = frames === 'BDES';
     prepared.again = group;
+    group.shared = true;
   }
 
   private collect(bytes: Uint8Array, start: number, end: number, sink: Sink): void {
@@ -725,7 +728,7 @@ export class PostgresSession implements SessionCodec {
   private statement(bytes: Uint8Array, start: number, end: number): Prepared | null {
     const at = place(bytes, start, end);
     const recent = this.recent[at];
-    if (recent !== null && isAscii(recent.name, bytes, start, end)) return recent;
+    if (recent !== null && spells(recent.name, bytes, start, end)) return recent;
     const prepared = this.known.get(text(bytes, start, end)) ?? null;
     if (prepared !== null) this.recent[at] = prepared;
     return prepared;
@@ -824,33 +827,55 @@ export class PostgresSession implements SessionCodec {
     const status: TransactionStatus =
       bytes[start + 5] === 0x49 ? 'idle' : bytes[start + 5] === 0x54 ? 'open' : 'failed';
     this.status = status;
-    const head = this.inflight.shift();
-    if (head !== undefined) {
-      head.inputOver = true;
+    const { head, failed } = this;
+    if (head !== null) {
+      if (!head.shared) head.inputOver = true;
       if (head === this.copyIn) this.copyIn = null;
-      if (head.rider?.epoch === this.deallocations) {
-        // Gone all the same, by means that cannot be seen from here: the client was told of an error, once.
-        this.tokenPrepared = head.rider.prepared && head.rider.failed()?.code !== NO_STATEMENT;
-      }
+      if (this.rider !== null) this.riderAnswered(this.rider);
+      this.next();
     }
-    const chained = head !== undefined && !head.failed && (head.effect === 'commit' || head.effect === 'rollback');
-    if ((status === 'idle' || chained) && !this.guarded) {
-      this.unitEnd(head === undefined || (!head.failed && this.transactionTag !== 'ROLLBACK'));
+    if (!this.guarded && (status === 'idle' || (head !== null && !failed && decides(head)))) {
+      this.unitEnd(head === null || (!failed && !this.rolledBack));
     }
     sink.ready(status);
     return FORWARD;
   }
 
+  /** The server comes to the next request. */
+  private next(): void {
+    this.completed = 0;
+    this.opsDone = 0;
+    this.failed = false;
+    if (this.behind === null) {
+      this.head = null;
+      return;
+    }
+    this.head = this.behind.shift()!;
+    if (this.behind.length === 0) this.behind = null;
+  }
+
+  /** The request with the rider in it, or one before it, was answered. */
+  private riderAnswered(rider: RidingToken): void {
+    if (this.beforeRider-- > 0) return;
+    this.rider = null;
+    if (rider.epoch !== this.deallocations) return;
+    // Gone all the same, by means that cannot be seen from here: the client was told of an error, once.
+    this.tokenPrepared = rider.prepared && rider.failed()?.code !== NO_STATEMENT;
+  }
+
   private unitEnd(committed: boolean): void {
+    if (!this.eventful) return;
     this.state.unitEnd(committed);
     this.believed = null;
     if (this.changesCatalogue && committed) this.stale = true;
     this.changesCatalogue = false;
     this.undo.length = 0;
-    this.transactionTag = '';
+    this.rolledBack = false;
     this.forceToken = false;
     if (this.knowledge !== null) this.closeKnowledge(this.knowledge);
     if (this.portals.size > 8) this.portals.clear();
+    this.eventful = this.knowledge !== null;
+    this.observable = this.state.needsObservation;
   }
 
   /** The transaction's time ends with it; what sequences told the session stays until it draws anew. */
@@ -861,11 +886,15 @@ export class PostgresSession implements SessionCodec {
 
   /** A statement of the request was completed. */
   private complete(head: PgRequest, bytes: Uint8Array, start: number, end: number): void {
-    const executed = head.completions?.[head.completed] ?? null;
-    head.completed++;
+    const executed = head.completions?.[this.completed] ?? null;
+    this.completed++;
     if (bytes[start] !== COMMAND_COMPLETE) return;
-    if (head.effect === 'commit' || head.effect === 'rollback') this.transactionTag = text(bytes, start + 5, end - 1);
+    if (decides(head)) {
+      this.rolledBack = spells('ROLLBACK', bytes, start + 5, end - 1);
+      if (this.rolledBack) this.eventful = true;
+    }
     if (executed === null) return;
+    this.eventful = true;
     const { facts, sql, values, hidden } = executed;
     this.state.completed(facts, sql, values, hidden);
 
@@ -882,12 +911,13 @@ export class PostgresSession implements SessionCodec {
   }
 
   private endCopyIn(): void {
-    this.copyIn!.inputOver = true;
+    if (!this.copyIn!.shared) this.copyIn!.inputOver = true;
     this.copyIn = null;
   }
 
   private setPrepared(name: string, prepared: Prepared | undefined): void {
     this.undo.push([name, this.prepared.get(name)]);
+    this.eventful = true;
     if (prepared === undefined) this.prepared.delete(name);
     else this.prepared.set(name, prepared);
   }
@@ -977,9 +1007,11 @@ export class PostgresSession implements SessionCodec {
     const r = request as PgRequest;
     // Only right behind the last statement can what answers the question be told from what answers the request.
     if (this.forceToken || r.kind !== 'extended' || r.executes === 0 || !r.frames.endsWith('ES')) return null;
-    const rider = new RidingToken(this.tokenPrepared, this.deallocations, bytes, start, end);
-    r.rider = rider;
-    return rider;
+    // One at a time.
+    if (this.rider !== null) return null;
+    this.rider = new RidingToken(this.tokenPrepared, this.deallocations, bytes, start, end);
+    this.beforeRider = this.behind?.length ?? 0;
+    return this.rider;
   }
 
   rewind(): void {
@@ -993,7 +1025,10 @@ export class PostgresSession implements SessionCodec {
       else this.prepared.set(name, before);
     }
     this.undo.length = 0;
-    this.inflight.length = 0;
+    this.behind = null;
+    this.next();
+    this.rider = null;
+    this.eventful = true;
     this.know(null);
     this.tokenPrepared = false;
     this.restored.clear();
@@ -1001,8 +1036,9 @@ export class PostgresSession implements SessionCodec {
     this.guarded = false;
     this.status = 'idle';
     this.forceToken = false;
-    this.transactionTag = '';
+    this.rolledBack = false;
     this.state.rewind(this.observing);
+    this.observable = this.state.needsObservation;
     this.observing = false;
   }
 
@@ -1023,7 +1059,7 @@ export class PostgresSession implements SessionCodec {
   private observing = false;
 
   observe(held: boolean): Injection | null {
-    if (!this.state.needsObservation) return null;
+    if (!this.observable) return null;
     this.observing = held;
     const settings = this.state.settingsToObserve;
     const injection = new StatementInjection(ownStatement(observeQuery(settings)));
@@ -1040,6 +1076,7 @@ export class PostgresSession implements SessionCodec {
           held: of('held').map((r) => r[1]!),
           settings: settings === null ? null : of('setting').map((r) => [r[1]!, r[2]!]),
         });
+        this.observable = state.needsObservation;
       },
     });
   }
@@ -1050,6 +1087,7 @@ export class PostgresSession implements SessionCodec {
 
   forgetBlockers(): void {
     this.state.forgetBlockers();
+    this.observable = this.state.needsObservation;
   }
 
   *restore(): Exchange<Blocker[]> {
@@ -1243,6 +1281,11 @@ function isQuickDeath(bytes: Uint8Array, start: number, end: number): boolean {
   return frame.includes('\0Rquickdie\0') && parseError(bytes, start, end).fields.R === 'quickdie';
 }
 
+/** Does the request end a transaction? */
+function decides({ effect }: PgRequest): boolean {
+  return effect === 'commit' || effect === 'rollback';
+}
+
 function endsTransaction(facts: StatementFacts): boolean {
   return facts.effect === 'commit' || facts.effect === 'rollback' || facts.effect === 'prepareTransaction';
 }
@@ -1345,8 +1388,33 @@ function boundValues(bytes: Uint8Array, at: number, end: number): string[] {
   return values;
 }
 
+/** The length that the header at `start` tells, without the type. */
+function lengthOf(bytes: Uint8Array, start: number): number {
+  return (bytes[start + 1] << 24) | (bytes[start + 2] << 16) | (bytes[start + 3] << 8) | bytes[start + 4];
+}
+
+/** Where a name stands in a table of {@link RECENT} places. */
+function place(bytes: Uint8Array, start: number, end: number): number {
+  let hash = 0;
+  for (let i = start; i < end; i++) hash = (Math.imul(hash, 31) + bytes[i]) | 0;
+  return (hash ^ (hash >>> 8)) & (RECENT - 1);
+}
+
+/** True when [start, end) is this text and all of it ASCII: beyond that, characters are not bytes. */
+function spells(expected: string, bytes: Uint8Array, start: number, end: number): boolean {
+  if (expected.length !== end - start) return false;
+  for (let i = 0; i < expected.length; i++) {
+    const byte = bytes[start + i];
+    if (byte >= 0x80 || byte !== expected.charCodeAt(i)) return false;
+  }
+  return true;
+}
+
 /** Index of the zero byte that ends the string at `from`. */
 function terminator(bytes: Uint8Array, from: number, end: number): number {
+  // Names are short, and a call of the engine's own search costs more than looking at them here.
+  const near = Math.min(end, from + 24);
+  for (let i = from; i < near; i++) if (bytes[i] === 0) return i;
   const at = bytes.indexOf(0, from);
   if (at < 0 || at >= end) throw new ProtocolViolation('a string without its terminator');
   return at;

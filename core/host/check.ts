@@ -81,6 +81,7 @@ export function describeConfig(config: Config, extensions: Extensions) {
         credentials: listener.credentials?.plugin ?? null,
         tls: listener.tls.mode,
         cluster: listener.cluster,
+        mutables: listener.mutables,
         limits: listener.limits,
         failover: listener.failover,
         memory: { perClient, total: perClient * listener.limits.clients },
@@ -125,6 +126,7 @@ const WITHOUT: Record<keyof Capabilities, string> = {
   outcome: 'the outcome of an interrupted commit cannot be learnt',
   comparison: 'a replay cannot be compared with what the client saw',
   probe: 'the role of a server cannot be asked',
+  mutables: 'values that the server made up are not kept: a repeated transaction fails when one differs',
 };
 
 function findGaps(config: Config, extensions: Extensions): Gap[] {
@@ -149,6 +151,13 @@ function findGaps(config: Config, extensions: Extensions): Gap[] {
       );
     } else if (listener.tls.mode === 'off' && exposed) {
       add(where, 'the traffic of clients is not encrypted (tls: off)', 'tls: { mode: require, cert: ..., key: ... }');
+    }
+    if (listener.mutables === 'strict' && codec.capabilities.mutables) {
+      add(
+        where,
+        'a repeated transaction fails when a value that the server made up differs (mutables: strict)',
+        'mutables: keep',
+      );
     }
     for (const gap of codecGaps(codec)) add(where, gap, null);
   }
@@ -201,6 +210,13 @@ function codecGaps(codec: Codec): string[] {
   return [...missing.map(([, what]) => what), ...codec.unprotected];
 }
 
+function describeMutables(policy: 'keep' | 'strict', able: boolean): string {
+  if (policy === 'strict') return 'strict: a repeated transaction fails when a value that the server made up differs';
+  return able
+    ? 'keep: a repeated transaction carries the made-up values that the client saw (sequences, defaults, clocks); what cannot is listed below'
+    : 'keep, which the codec cannot do: a repeated transaction fails when a value that the server made up differs';
+}
+
 function isLoopback(host: string): boolean {
   return /^(localhost|127\.\d+\.\d+\.\d+|::1)$/i.test(host) || host.startsWith('/');
 }
@@ -233,6 +249,7 @@ export function renderReport(report: CheckReport, width = 100): string {
           `wait ${formatDuration(failover.wait)}, ${failover.attempts} attempts, keepalive ${formatDuration(failover.keepalive)}, ` +
             `lost commit: ${failover.lostCommit}, unprotected sessions: ${failover.unprotected}`,
         ],
+        ['mutables', describeMutables(listener.mutables, codec.capabilities.mutables)],
         [
           'limits',
           `${limits.clients} clients, ${limits.greetings} greetings of ${formatDuration(limits.greetingTimeout)} at most`,

@@ -249,7 +249,7 @@ function fits(value: unknown, type: string): boolean {
       return (
         typeof value === 'object' &&
         value !== null &&
-        ['login', 'state', 'outcome', 'comparison', 'probe'].every(
+        ['login', 'state', 'outcome', 'comparison', 'probe', 'mutables'].every(
           (key) => typeof (value as Record<string, unknown>)[key] === 'boolean',
         )
       );

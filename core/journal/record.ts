@@ -5,6 +5,8 @@ import type { Codec, Request, SessionCodec, TransactionStatus } from '../contrac
 const MANY = 32;
 /** Pieces that are smaller than this on average are small. */
 const SMALL = 4096;
+/** A list to which nothing was added yet. */
+const NONE: Uint8Array[] = [];
 
 /**
  * Puts the pieces from `from` on into one when they are small. What arrives in small pieces lies in buffers that many sessions
@@ -27,7 +29,7 @@ function putTogether(pieces: Uint8Array[], from: number): number {
 
 /** Moves what answered records hold in shared buffers into one of their own, before they are kept for long. */
 export function keepApart(records: readonly RequestRecord[]): void {
-  const lists = records.flatMap((record) => [record.input, record.answer.chunks]);
+  const lists = records.flatMap((record) => (record.answered ? [record.input, record.answer.chunks] : [record.input]));
   const shared = (piece: Uint8Array): boolean => piece.buffer.byteLength > 2 * piece.length;
   let total = 0;
   for (const list of lists) for (const piece of list) if (shared(piece)) total += piece.length;
@@ -57,7 +59,7 @@ export interface Canon {
  */
 export class AnswerLog {
   /** Received chunks. Each begins with a frame, or goes on with a streaming one, of which the last one is cut. */
-  chunks: Uint8Array[] = [];
+  chunks = NONE;
   /** Bytes in `chunks`. */
   bytes = 0;
   /** Chunks before this one are not small. */
@@ -79,8 +81,10 @@ export class AnswerLog {
   }
 
   append(chunk: Uint8Array): void {
-    this.chunks.push(chunk);
     this.bytes += chunk.length;
+    // Most answers are of one piece, and a list that begins with it is a quarter of one that is pushed to.
+    if (this.chunks === NONE) this.chunks = [chunk];
+    else this.chunks.push(chunk);
     if (this.chunks.length - this.together >= MANY) this.together = putTogether(this.chunks, this.together);
   }
 
@@ -91,7 +95,7 @@ export class AnswerLog {
       this.hash.update(piece);
       this.foldedBytes += piece.length;
     }
-    this.chunks = [];
+    this.chunks = NONE;
     this.together = 0;
     this.bytes = 0;
   }
@@ -144,29 +148,84 @@ export class AnswerLog {
   }
 }
 
-/** One request of the open unit of work, with what the client sent for it and what it got. */
+/**
+ * One request of the open unit of work, with what the client sent for it and what it got. There is one for every request, and most of
+ * them are forgotten without anybody having asked: what they hold is noted as it comes, and put into lists on demand.
+ */
 export class RequestRecord {
-  /** The request's bytes, and bulk input that followed. By reference. */
-  readonly input: Uint8Array[] = [];
-  inputBytes = 0;
-  /** Pieces of the input before this one are not small. */
-  private together = 0;
-  readonly answer = new AnswerLog();
+  /** The only piece of the input. */
+  private piece: Uint8Array | null = null;
+  private pieces: Pieces | null = null;
+  /** The only piece of the answer is [from, to) of this. */
+  private received: Uint8Array | null = null;
+  private from = 0;
+  private to = 0;
+  private log: AnswerLog | null = null;
   /** The status at its ready point, once the client has it (or, for a joined part, once the server told it). */
   status: TransactionStatus | null = null;
 
   constructor(readonly request: Request) {}
 
+  /** The request's bytes, and bulk input that followed. By reference. */
+  get input(): Uint8Array[] {
+    return this.listed().list;
+  }
+
+  get inputBytes(): number {
+    return this.input.reduce((sum, { length }) => sum + length, 0);
+  }
+
+  get answer(): AnswerLog {
+    if (this.log === null) {
+      this.log = new AnswerLog();
+      if (this.received !== null) this.log.append(this.received.subarray(this.from, this.to));
+      this.received = null;
+    }
+    return this.log;
+  }
+
+  /** False while nothing was noted of the answer. */
+  get answered(): boolean {
+    return this.received !== null || this.log !== null;
+  }
+
   addInput(bytes: Uint8Array): void {
-    this.input.push(bytes);
-    this.inputBytes += bytes.length;
-    if (this.input.length - this.together >= MANY) this.together = putTogether(this.input, this.together);
+    if (this.piece === null && this.pieces === null) {
+      this.piece = bytes;
+      return;
+    }
+    const pieces = this.listed();
+    pieces.list.push(bytes);
+    if (pieces.list.length - pieces.together >= MANY) pieces.together = putTogether(pieces.list, pieces.together);
+  }
+
+  /** Notes that the client got [start, end) of these bytes, see {@link AnswerLog.append}. */
+  addAnswer(bytes: Uint8Array, start: number, end: number): void {
+    if (this.received === null && this.log === null) {
+      this.received = bytes;
+      this.from = start;
+      this.to = end;
+    } else this.answer.append(bytes.subarray(start, end));
   }
 
   /** Gives the memory of the input back: the record can no longer be repeated. */
   dropInput(): void {
-    this.input.length = 0;
-    this.together = 0;
-    this.inputBytes = 0;
+    const pieces = this.listed();
+    pieces.list.length = 0;
+    pieces.together = 0;
   }
+
+  private listed(): Pieces {
+    if (this.pieces === null) {
+      this.pieces = { list: this.piece === null ? [] : [this.piece], together: 0 };
+      this.piece = null;
+    }
+    return this.pieces;
+  }
+}
+
+interface Pieces {
+  readonly list: Uint8Array[];
+  /** Pieces before this one are not small. */
+  together: number;
 }

@@ -125,8 +125,8 @@ function brief(errors: readonly ClientError[]): string[] {
     kinds.set(kind, [...(kinds.get(kind) ?? []), each]);
   }
   return [...kinds].map(([kind, [first, ...more]]) => {
-    const { client, during, id, at } = first;
-    return `${more.length + 1} x ${kind} (client ${client}, ${during}, ${id}, ${new Date(at).toISOString()})`;
+    const { client, during, reference, at } = first;
+    return `${more.length + 1} x ${kind} (client ${client}, ${during}, ${reference}, ${new Date(at).toISOString()})`;
   });
 }
 
@@ -153,13 +153,21 @@ describe(`${CLIENTS} clients while servers are killed at random (OUTLIVE_SEED=${
       const { workload, verdict, stats, interrupted } = await run(false, Math.max(1, KILLS - half));
       const { lost, ...rest } = verdict;
       // Whose acknowledged transaction the database lost has read what is not so any more: such a replay must fail.
-      const bereft = new Set(lost.map((id) => Number(id.split('-')[0])));
+      const bereft = new Set(lost.map((reference) => Number(reference.split('-')[0])));
       const unexplained = workload.errors.filter(
         ({ code, client }) => code !== IN_DOUBT && !(code === DIVERGED && bereft.has(client)),
       );
       expect(brief(unexplained)).toEqual([]);
       expect(workload.wrongReads.filter(({ client }) => !bereft.has(client))).toEqual([]);
-      expect(rest).toMatchObject({ duplicates: [], altered: [], uninvited: [], wrongBalances: [], sumRight: true });
+      expect(rest).toMatchObject({
+        duplicates: [],
+        altered: [],
+        uninvited: [],
+        misgiven: [],
+        misplaced: [],
+        wrongBalances: [],
+        sumRight: true,
+      });
       // What lies before the switch point is asked for behind the scenes.
       await expect.poll(() => stats.lostCommits, { timeout: 10_000 }).toBe(lost.length);
       expect(interrupted).toBeGreaterThan(KILLS - half);

@@ -73,14 +73,39 @@ describe('the workload without a gateway', () => {
     const check = (facts: LedgerFacts) => checkLedger(facts, workload.claims, accountsFor(CLIENTS));
     expect(check(await read())).toMatchObject({ right: true });
 
-    const { id } = workload.claims.find((claim) => claim.answer === 'acknowledged' && claim.source !== null)!;
+    const { reference, given, legs } = workload.claims.find(
+      (claim) => claim.answer === 'acknowledged' && claim.legs.length > 0,
+    )!;
     const run = (sql: string) => servers.pair.primary.query(sql);
-    await run(`INSERT INTO ledger SELECT * FROM ledger WHERE id = '${id}'`);
-    expect(check(await read())).toMatchObject({ duplicates: [id], right: false });
-    await run(`DELETE FROM ledger WHERE id = '${id}'`);
-    expect(check(await read())).toMatchObject({ lost: [id], right: false });
+    const where = `WHERE reference = '${reference}'`;
+    for (const [change, back] of [
+      ["at = at + interval '1 microsecond'", "at = at - interval '1 microsecond'"],
+      ['token = gen_random_uuid()', `token = '${given!.token}'`],
+    ]) {
+      await run(`UPDATE ledger SET ${change} ${where}`);
+      expect(check(await read())).toMatchObject({ misgiven: [reference], misplaced: [], right: false });
+      await run(`UPDATE ledger SET ${back} ${where}`);
+    }
+    await run(`UPDATE legs SET entry = entry + 1 WHERE id = ${legs[0].id}`);
+    expect(check(await read())).toMatchObject({ misgiven: [], misplaced: [legs[0].id], right: false });
+    await run(`UPDATE legs SET entry = entry - 1 WHERE id = ${legs[0].id}`);
+    expect(check(await read())).toMatchObject({ right: true });
+
+    await run(`INSERT INTO ledger OVERRIDING SYSTEM VALUE SELECT * FROM ledger ${where}`);
+    expect(check(await read())).toMatchObject({ duplicates: [reference], right: false });
+    await run(`DELETE FROM ledger ${where}`);
+    expect(check(await read())).toMatchObject({ lost: [reference], right: false });
     await run('UPDATE accounts SET balance = balance + 1 WHERE id = 0');
     expect(check(await read())).toMatchObject({ sumRight: false, right: false });
+  });
+
+  it('notices an entry that is not what it was given as', async () => {
+    const { workload, stop } = await startTraffic(servers.pair, { ...options(), kinds: { transfer: 1, browse: 1 } });
+    await eventually(() => workload.transactions >= 40);
+    await servers.pair.primary.query('UPDATE ledger SET token = gen_random_uuid()');
+    await eventually(() => workload.wrongReads.length > 0);
+    await stop();
+    expect(workload.wrongReads[0].what).toMatch(/^entry \d+$/);
   });
 
   it('notices reads that do not show what was acknowledged', async () => {

@@ -46,7 +46,7 @@ export default {
   name: 'lines',
   contract: CONTRACT_VERSION,
   defaultPort: 7,
-  capabilities: { login: true, state: false, outcome: false, comparison: false, probe: false },
+  capabilities: { login: true, state: false, outcome: false, comparison: false, probe: false, mutables: false },
   authMethods: ['trust'],
   unprotected: ['everything: lines are only passed through'],
   accepted: none,
@@ -178,7 +178,9 @@ describe('the package', { timeout: 60_000 }, () => {
       join(place, 'use.ts'),
       `import { type Gateway, loadConfig, startGateway, createLog } from 'outlive';
        import type { Capabilities, Codec } from 'outlive/contract';
-       export const able: Capabilities = { login: true, state: true, outcome: true, comparison: true, probe: true };
+       export const able: Capabilities = {
+         login: true, state: true, outcome: true, comparison: true, probe: true, mutables: true,
+       };
        export const nameOf = (codec: Codec): string => codec.name;
        export async function start(file: string): Promise<Gateway> {
          const config = await loadConfig(file, {});

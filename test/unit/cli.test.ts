@@ -16,7 +16,7 @@ let dir: string;
 const CODEC = `export default {
   name: 'x', contract: '1.0.0', defaultPort: 1, alpn: null, authMethods: ['trust', 'password'],
   unprotected: ['large objects'],
-  capabilities: { login: true, state: true, outcome: false, comparison: true, probe: true },
+  capabilities: { login: true, state: true, outcome: false, comparison: true, probe: true, mutables: false },
   frameLength() {}, *greet() {}, *login() {}, *probe() {}, refuse() {}, session() {},
 }`;
 
@@ -141,11 +141,13 @@ describe('outlive check', () => {
     const flat = out.replace(/[│\s]+/g, ' ');
     for (const part of [
       '0.0.0.0:6432',
-      'x (contract 1.0.0); login, state, no outcome, comparison, probe',
+      'x (contract 1.0.0); login, state, no outcome, comparison, probe, no mutables',
       'request 64MiB + journal 16MiB + answers 256KiB + queue 1MiB + 2 x backlog 1MiB = 83.25MiB per client',
       '81.3GiB for 1000 clients',
       '10.0.0.1:5432, tls off',
       'let in as any user (auth: trust)',
+      'keep, which the codec cannot do',
+      'values that the server made up are not kept',
       'the outcome of an interrupted commit cannot be learnt',
       'large objects',
       'nobody watches the servers',
@@ -168,6 +170,25 @@ describe('outlive check', () => {
       clusters: [{ name: 'main', monitor: null, promotion: null, fence: null }],
     });
     expect(report.unprotected.map((gap: { where: string }) => gap.where)).toContain('cluster main, server a');
+  });
+
+  it('says what becomes of values that the server makes up', async () => {
+    const check = async (more: string) => {
+      const text = CONFIG.replace('./codec.mjs', 'postgres').replace('auth: trust', `auth: trust${more}`);
+      const flat = (await outlive(['check', '-c', configFile(text)])).out.replace(/[│\s]+/g, ' ');
+      const { listeners, unprotected } = JSON.parse((await outlive(['check', '--json', '-c', configFile(text)])).out);
+      const whats: string[] = unprotected.map(({ what }: { what: string }) => what);
+      return { flat, policy: listeners[0].mutables, whats: whats.filter((what) => /made/.test(what)) };
+    };
+    const kept = await check('');
+    expect(kept.policy).toBe('keep');
+    expect(kept.flat).toContain('keep: a repeated transaction carries the made-up values that the client saw');
+    expect(kept.whats.join()).toMatch(/trigger fills.*over the rows of a table.*EXECUTE and of cursors/);
+    const strict = await check('\n    mutables: strict');
+    expect(strict.policy).toBe('strict');
+    expect(strict.flat).toContain('strict: a repeated transaction fails when a value that the server made up differs');
+    expect(strict.flat).toContain('-> mutables: keep');
+    expect(strict.whats).toEqual([expect.stringContaining('(mutables: strict)'), ...kept.whats]);
   });
 
   it('knows gaps of other kinds', async () => {

@@ -115,6 +115,7 @@ describe('a valid configuration', () => {
           auth: 'trust',
           credentials: null,
           tls: { mode: 'off', cert: null, key: null },
+          mutables: 'keep',
           limits: {
             clients: 1000,
             request: 64 * 1024 ** 2,
@@ -182,6 +183,11 @@ describe('a valid configuration', () => {
     });
   });
 
+  it('may have what differs in a repeated transaction fail it', () => {
+    const config = parseConfig(MINIMAL.replace('auth: trust', 'auth: trust\n    mutables: strict'), dir, {});
+    expect(config.listeners[0].mutables).toBe('strict');
+  });
+
   it('takes IPv6 addresses in brackets', () => {
     const config = parseConfig(MINIMAL.replace('127.0.0.1:0', "'[::1]:6432'"), dir, {});
     expect(config.listeners[0].listen).toEqual({ host: '::1', port: 6432 });
@@ -203,6 +209,7 @@ log: &log { level: warn }
     // The example shows defaults: it must not drift from them.
     const plain = parseConfig(MINIMAL, dir, {});
     expect(config.listeners[0].limits).toEqual(plain.listeners[0].limits);
+    expect(config.listeners[0].mutables).toEqual(plain.listeners[0].mutables);
     expect(config.listeners[0].failover).toEqual(plain.listeners[0].failover);
     expect(config.clusters[0].detection).toEqual(plain.clusters[0].detection);
     expect(config.clusters[0].spares).toEqual(plain.clusters[0].spares);
@@ -275,7 +282,10 @@ log: { level: info
       MINIMAL.replace('port: 5432', 'port: 54.32'),
       ['clusters[0].servers[0].port: must be a whole number from 1 to 65535'],
     ],
-    [MINIMAL.replace('auth: trust', 'auth: trust\n    mutables: on'), [/^listeners\[0\]\.mutables: unknown key/]],
+    [
+      MINIMAL.replace('auth: trust', 'auth: trust\n    mutables: kept'),
+      ['listeners[0].mutables: must be one of keep, strict; did you mean "keep"?'],
+    ],
     [
       MINIMAL.replace('auth: trust', 'auth: md5'),
       [/^listeners\[0\]\.credentials: is missing: auth md5 needs to know the users/],

@@ -37,6 +37,8 @@ const GOOD: Summary = {
     lost: [],
     altered: [],
     uninvited: [],
+    misgiven: [],
+    misplaced: [],
     wrongBalances: [],
     sumRight: true,
     right: true,
@@ -74,6 +76,7 @@ describe('the report of the demo', () => {
     const text = renderStory(GOOD);
     expect(text).toMatch(/Replays\s+│\s+10 /);
     expect(text).toMatch(/Pause beyond that, longest\s+│\s+40 ms/);
+    expect(text).toMatch(/that clients were given\s+│\s+as stored /);
     expect(text).toContain('no client saw an error');
     expect(text).not.toMatch(/FAILED|WRONG/);
   });
@@ -85,13 +88,15 @@ describe('the report of the demo', () => {
         { ...ROUND, open: 0 },
         { ...ROUND, number: 2, replays: 0, silent: 2 },
       ],
-      errors: [{ client: 3, code: '08007', message: 'who knows', during: 'COMMIT', id: '3-1', at: 0 }],
+      errors: [{ client: 3, code: '08007', message: 'who knows', during: 'COMMIT', reference: '3-1', at: 0 }],
       wrongReads: [{ client: 4, what: 'balance', expected: 1, seen: 2 }],
       verdict: {
         duplicates: ['1-1', '1-2', '1-3', '1-4', '1-5', '1-6'],
         lost: ['2-1'],
         altered: ['2-2'],
         uninvited: ['2-3'],
+        misgiven: ['2-4'],
+        misplaced: ['17'],
         wrongBalances: [9],
         sumRight: false,
         right: false,
@@ -104,6 +109,8 @@ describe('the report of the demo', () => {
       'acknowledged but missing: 2-1',
       'not as the client wrote it: 2-2',
       'applied although the client was told otherwise: 2-3',
+      'stored with other values than the client was given: 2-4',
+      'legs that are missing or belong to the wrong entry: 17',
       'accounts with a wrong balance: 9',
       'the sum of all balances changed',
       'errors that clients saw: client 3, COMMIT: 08007 who knows',
@@ -114,6 +121,7 @@ describe('the report of the demo', () => {
     ]);
     const text = renderStory(bad);
     expect(text).toContain('FAILED');
+    expect(text).toMatch(/that clients were given\s+│\s+WRONG /);
     expect(text).toContain('the gateway warned');
     expect(text).not.toContain('no client saw an error');
     expect(JSON.parse(renderJson(bad))).toMatchObject({ clientErrors: 1, duplicates: 6, lost: 1, ok: false });

@@ -18,7 +18,7 @@ function put(path: string, text: string) {
 function codecText(changes = '', contract = '1.0.0') {
   return `{
     name: 'x', contract: '${contract}', defaultPort: 1, alpn: null, authMethods: ['trust'], unprotected: [],
-    capabilities: { login: false, state: false, outcome: false, comparison: false, probe: false },
+    capabilities: { login: false, state: false, outcome: false, comparison: false, probe: false, mutables: false },
     frameLength() {}, *greet() {}, *login() {}, refuse() {}, session() {}, ${changes}
   }`;
 }
@@ -94,7 +94,7 @@ describe('the shape', () => {
     ["capabilities: { login: true }, authMethods: 'trust'", 'capabilities (capabilities), authMethods (texts)'],
     ["name: '', alpn: undefined", 'name (text), alpn (text or null)'],
     [
-      'capabilities: { login: true, state: true, outcome: true, comparison: true, probe: true }',
+      'capabilities: { login: true, state: true, outcome: true, comparison: true, probe: true, mutables: true }',
       'probe (function), resolve (function)',
     ],
   ])('of a codec with %s is wrong', async (changes, members) => {
@@ -157,7 +157,7 @@ describe('what a configuration asks for', () => {
     given.listeners[0].codec = 'probing';
     put(
       'node_modules/probing/index.js',
-      `module.exports = ${codecText('capabilities: { login: true, state: false, outcome: false, comparison: false, probe: true }, probe() {}')}`,
+      `module.exports = ${codecText('capabilities: { login: true, state: false, outcome: false, comparison: false, probe: true, mutables: false }, probe() {}')}`,
     );
     const { codecs, plugins } = await loadExtensions(normalizeConfig(given, dir));
     expect([...codecs.keys()]).toEqual(['main']);

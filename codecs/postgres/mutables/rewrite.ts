@@ -1,35 +1,1080 @@
-import type { Draws, Knowledge, Names, Put, Rewriting, Schema, SeenStatement } from './types.js';
+import { type Call, callsOf } from './calls.js';
+import {
+  callsIn,
+  isStar,
+  itemOf,
+  type Known,
+  knownOf,
+  type Returned,
+  resultValue,
+  returnedOf,
+  type Sight,
+  sightOf,
+  targetOfColumn,
+  valueRows,
+  valuesOf,
+} from './insert.js';
+import {
+  columnName,
+  contains,
+  Edits,
+  type InsertStmt,
+  type Node,
+  parse,
+  quoted,
+  type RangeVar,
+  type ResTarget,
+  type ReturningClause,
+  type SelectStmt,
+  type Source,
+  type Span,
+  string,
+  targets,
+  type UpdateStmt,
+  walk,
+} from './parse.js';
+import type {
+  Draws,
+  Knowledge,
+  Names,
+  Put,
+  Relation,
+  Rewriting,
+  Schema,
+  SeenStatement,
+  SeenValue,
+  Sequence,
+  TableColumn,
+} from './types.js';
+import { integerOf, precisionOf, quotedLiteral, same, tellsTime, timeOf } from './values.js';
 
 /** One statement, understood. */
 export interface Parsed {
   readonly text: string;
+  readonly source: Source;
+  readonly calls: readonly Call[];
+  /** All INSERTs, those in WITH first. */
+  readonly inserts: readonly { readonly insert: InsertStmt; readonly nested: boolean }[];
 }
 
 /**
  * Reads one statement with PostgreSQL's own parser.
  * @returns null when nothing in it can differ from server to server, or when it cannot be read
  */
-export function read(_text: string): Parsed | null {
-  return null;
+export function read(text: string): Parsed | null {
+  const source = parse(text);
+  if (source === null) return null;
+  const { statement } = source;
+  const changes = statement.InsertStmt ?? statement.UpdateStmt ?? statement.DeleteStmt ?? statement.MergeStmt;
+  if (!changes && !statement.SelectStmt) return null;
+  const calls = callsOf(source);
+  const inserts: { insert: InsertStmt; nested: boolean }[] = [];
+  let returning = false;
+  walk(statement, (kind, body) => {
+    if (kind === 'InsertStmt') inserts.unshift({ insert: body as InsertStmt, nested: body !== changes });
+    returning ||= kind === 'returningClause';
+  });
+  return calls.length === 0 && inserts.length === 0 && !returning ? null : { text, source, calls, inserts };
 }
 
 /** The names about which `learn` and `rewrite` will ask the schema. */
-export function namesOf(_parsed: Parsed): Names {
-  return { relations: [], functions: [], sequences: [] };
+export function namesOf(parsed: Parsed): Names {
+  const relations = new Map<string, { schema: string | undefined; name: string }>();
+  walk(parsed.source.statement, (kind, body) => {
+    if (kind !== 'relation') return;
+    const { schemaname: schema, relname: name } = body as RangeVar;
+    if (name !== undefined) relations.set(JSON.stringify([schema, name]), { schema, name });
+  });
+  const functions = new Map<string, { schema: string | undefined; name: string }>();
+  const sequences = new Set<string>();
+  for (const { kind, schema, name, sequence } of parsed.calls) {
+    if (kind === 'function') functions.set(JSON.stringify([schema, name]), { schema, name });
+    if (sequence !== undefined) sequences.add(sequence);
+  }
+  return { relations: [...relations.values()], functions: [...functions.values()], sequences: [...sequences] };
 }
 
-/** Takes from what the client saw what later (and earlier) statements must agree with: time, sequence values. */
-export function learn(_parsed: Parsed, _seen: SeenStatement, _schema: Schema, _knowledge: Knowledge): Draws {
-  return { drawn: [], asked: [] };
+const changeOf = ({ UpdateStmt, DeleteStmt, MergeStmt }: Node): UpdateStmt | undefined =>
+  UpdateStmt ?? DeleteStmt ?? MergeStmt;
+
+/** The innermost expression of a chain of casts. */
+function uncast(node: Node | undefined): Node | undefined {
+  let inner = node;
+  while (inner?.TypeCast) inner = inner.TypeCast.arg;
+  return inner;
 }
 
-/** Writes the statement so that it yields what the client saw, and nothing made up where it saw nothing. */
+/** The call that an expression is, casts aside. */
+function callAt(calls: readonly Call[], node: Node | undefined): Call | undefined {
+  const inner = uncast(node);
+  const location = inner?.FuncCall?.location ?? inner?.SQLValueFunction?.location;
+  return location === undefined ? undefined : calls.find(({ span }) => span.start === location);
+}
+
+/** The default alone decides over a column: no value is given for it, or DEFAULT. */
+function isLeft(sight: Sight, row: number, position: number): boolean {
+  return position < 0 || itemOf(sight, row, position)?.SetToDefault !== undefined;
+}
+
+const positionOf = (sight: Sight, column: TableColumn): number => sight.listed?.indexOf(column) ?? -1;
+
+// ---------------------------------------------------------------------------------------------------------------- learn
+
+/** Values that are drawn from one sequence by one column or target. */
+interface Drawing {
+  readonly sequence: Sequence;
+  readonly attribute: number;
+  readonly rows: number | null;
+  /** By row; undefined where it was not seen. Empty where the rows are not known. */
+  readonly values: readonly (SeenValue | undefined)[];
+  /** What shows these values may also show older ones. */
+  readonly uncertain: boolean;
+  /** The nextval that draws them; none for a default. */
+  readonly calls: readonly Call[];
+}
+
+/**
+ * Takes from what the client saw what later (and earlier) statements must agree with: the transaction's time, and what sequences say.
+ * May be called again for the same statement: it changes nothing then, as long as no other was learnt in between.
+ * @param knowledge as it is before this statement, and afterwards behind it
+ */
+export function learn(parsed: Parsed, seen: SeenStatement, schema: Schema, knowledge: Knowledge): Draws {
+  for (const time of timesOf(parsed, seen, schema)) {
+    if (knowledge.time === null || precisionOf(time) > precisionOf(knowledge.time)) knowledge.time = time;
+  }
+  const drawings = [...drawnByInserts(parsed, seen, schema), ...drawnBySelect(parsed, seen, schema)].filter(
+    ({ rows }) => rows !== 0,
+  );
+  for (const call of parsed.calls) {
+    const sequence = call.kind === 'nextval' ? schema.sequence(call.sequence ?? '') : undefined;
+    const shown = drawings.some(({ calls }) => calls.includes(call));
+    if (sequence && !shown) {
+      drawings.push({ sequence, attribute: 0, rows: null, values: [], uncertain: true, calls: [call] });
+    }
+  }
+  for (const drawing of drawings) note(drawing, knowledge);
+  const last = drawings.at(-1);
+  if (last) knowledge.lastval = lastOf(last);
+  const asked = askedOf(parsed, seen, schema);
+  for (const { sequence, value } of asked) {
+    const number = integerOf(value);
+    if (number === null) continue;
+    if (sequence === null) knowledge.lastval = String(number);
+    else {
+      knowledge.currval.set(sequence, String(number));
+      hold(schema.sequenceOf(sequence), number, knowledge);
+    }
+  }
+  for (const call of parsed.calls) {
+    const sequence = call.kind === 'setval' ? schema.sequence(call.sequence ?? '') : undefined;
+    // What the server itself was told it knows by itself.
+    if (sequence) knowledge.currval.delete(sequence.oid);
+  }
+  return {
+    drawn: drawings.map(({ sequence, attribute, rows, values, uncertain }) => {
+      const aligned = !uncertain && values.length > 0 && values[0] !== undefined;
+      const until = values.indexOf(undefined);
+      const known = values.slice(0, until < 0 ? values.length : until) as SeenValue[];
+      const whole = values.slice(known.length).every((value) => value === undefined);
+      return { sequence: sequence.oid, attribute, rows, values: aligned && whole ? known : null };
+    }),
+    asked,
+  };
+}
+
+function lastOf({ values, rows, uncertain }: Drawing): string | null {
+  if (uncertain || rows === null || values.length !== rows) return null;
+  return integerOf(values.at(-1))?.toString() ?? null;
+}
+
+function note(drawing: Drawing, knowledge: Knowledge): void {
+  for (const value of drawing.values) {
+    const number = integerOf(value);
+    if (number !== null) hold(drawing.sequence, number, knowledge);
+  }
+  const last = lastOf(drawing);
+  if (last !== null) knowledge.currval.set(drawing.sequence.oid, last);
+  else knowledge.currval.delete(drawing.sequence.oid);
+}
+
+function hold(sequence: Sequence | undefined, value: bigint, knowledge: Knowledge): void {
+  if (sequence === undefined) return;
+  const before = knowledge.held.get(sequence.oid);
+  const farther = before === undefined || (sequence.increment < 0n ? value < before : value > before);
+  if (farther) knowledge.held.set(sequence.oid, value);
+}
+
+function drawnByInserts(parsed: Parsed, seen: SeenStatement, schema: Schema): Drawing[] {
+  const drawings: Drawing[] = [];
+  for (const { insert, nested } of parsed.inserts) {
+    const sight = sightOf(parsed.source, insert, nested, seen, schema);
+    if (sight === null) continue;
+    for (const column of sight.relation.columns) {
+      const drawing = drawnByColumn(parsed, sight, column, seen, schema);
+      if (drawing) drawings.push(drawing);
+    }
+  }
+  return drawings;
+}
+
+function drawnByColumn(
+  parsed: Parsed,
+  sight: Sight,
+  column: TableColumn,
+  seen: SeenStatement,
+  schema: Schema,
+): Drawing | null {
+  const { attribute, filler } = column;
+  const own = filler.kind === 'sequence' ? schema.sequenceOf(filler.sequence) : undefined;
+  const position = positionOf(sight, column);
+  const uncertain = sight.updates;
+  if (sight.layout.body.kind === 'select') {
+    const call = callAt(parsed.calls, sight.layout.body.select.targetList?.[position]?.ResTarget?.val);
+    const sequence = position < 0 ? own : call?.kind === 'nextval' ? schema.sequence(call.sequence ?? '') : undefined;
+    if (sequence === undefined) return null;
+    const values = sight.nested ? [] : seen.rows.map((_, k) => resultValue(sight, seen, k, attribute)?.value);
+    const known = !sight.nested && seen.complete && !sight.skips && sight.insert.returningClause !== undefined;
+    const calls = call && position >= 0 ? [call] : [];
+    return { sequence, attribute, rows: known ? values.length : null, values, uncertain, calls };
+  }
+  const values: (SeenValue | undefined)[] = [];
+  const calls: Call[] = [];
+  let sequence: Sequence | undefined;
+  for (let row = 0; row < (sight.count ?? 0); row++) {
+    const call = callAt(parsed.calls, position < 0 ? undefined : itemOf(sight, row, position));
+    const from = isLeft(sight, row, position)
+      ? own
+      : call?.kind === 'nextval'
+        ? schema.sequence(call.sequence ?? '')
+        : undefined;
+    // The identity column's own sequence is drawn from whatever is given.
+    const given = from ?? (sight.layout.overriding?.user ? own : undefined);
+    if (given === undefined) continue;
+    sequence = given;
+    if (call) calls.push(call);
+    values.push(knownOf(sight, seen, row, attribute)?.value);
+  }
+  return sequence ? { sequence, attribute, rows: values.length, values, uncertain, calls } : null;
+}
+
+/** Targets of the outermost SELECT by result column; empty where they cannot be told. */
+function selectTargets({ source }: Parsed, count: number): (Node | undefined)[] {
+  const list = source.statement.SelectStmt?.targetList;
+  if (list === undefined) return [];
+  return targetOfColumn(list, count, null).map((i) => list[i]?.ResTarget?.val);
+}
+
+function drawnBySelect(parsed: Parsed, seen: SeenStatement, schema: Schema): Drawing[] {
+  const select = parsed.source.statement.SelectStmt;
+  if (select === undefined) return [];
+  const drawings: Drawing[] = [];
+  const add = (call: Call | undefined, values: SeenValue[], rows: number | null) => {
+    const sequence = call?.kind === 'nextval' ? schema.sequence(call.sequence ?? '') : undefined;
+    if (call === undefined || sequence === undefined) return;
+    drawings.push({ sequence, attribute: 0, rows, values, uncertain: false, calls: [call] });
+  };
+  valuesOf(select).forEach((items, k) => {
+    for (const [i, item] of items.entries()) {
+      const value = seen.rows[k]?.[i];
+      add(callAt(parsed.calls, item), value ? [value] : [], 1);
+    }
+  });
+  selectTargets(parsed, seen.columns?.length ?? 0).forEach((target, i) => {
+    // With one row in sight it does not matter whether the client got the end: there can be one only without FROM.
+    const rows = seen.complete || (seen.rows.length === 1 && !select.fromClause) ? seen.rows.length : null;
+    const values = seen.rows.map((row) => row[i]);
+    add(callAt(parsed.calls, target), values, rows);
+  });
+  return drawings;
+}
+
+function askedOf(parsed: Parsed, seen: SeenStatement, schema: Schema): Draws['asked'][number][] {
+  const asked: Draws['asked'][number][] = [];
+  const list = selectTargets(parsed, seen.columns?.length ?? 0);
+  for (const call of parsed.calls) {
+    if (call.kind !== 'currval' && call.kind !== 'lastval') continue;
+    const sequence = call.kind === 'lastval' ? null : schema.sequence(call.sequence ?? '')?.oid;
+    if (sequence === undefined) continue;
+    const index = list.findIndex((target) => callAt(parsed.calls, target) === call);
+    asked.push({ sequence, value: seen.rows[0]?.[index] ?? null });
+  }
+  return asked;
+}
+
+/** Times that the client saw, as SQL. */
+function timesOf(parsed: Parsed, seen: SeenStatement, schema: Schema): string[] {
+  const times: string[] = [];
+  const columns = seen.columns ?? [];
+  const first = (index: number) => seen.rows.map((row) => row[index]).find((value) => value?.bytes);
+  const add = (node: Node | undefined, index: number) => {
+    const told = node && columns[index] ? tellsTime(node) : null;
+    const value = told && first(index);
+    if (!told || !value) return;
+    const { type, modifier } = columns[index];
+    const time = timeOf(value, type, modifier < 0 ? told.digits : modifier, told.zone);
+    if (time !== null) times.push(time);
+  };
+  const { SelectStmt: select, InsertStmt: insert } = parsed.source.statement;
+  const change = changeOf(parsed.source.statement);
+  if (select) selectTargets(parsed, columns.length).forEach(add);
+  const returning = (insert ?? change)?.returningClause;
+  const relation = insert
+    ? schema.relation(insert.relation.schemaname, insert.relation.relname)
+    : change && schema.relation(change.relation.schemaname, change.relation.relname);
+  if (returning) {
+    const width = insert ? (relation?.columns.length ?? null) : null;
+    const map = targetOfColumn(returning.exprs, columns.length, width);
+    map.forEach((target, index) => {
+      add(returning.exprs[target]?.ResTarget?.val, index);
+    });
+  }
+  // A trigger may have put another time there.
+  if (relation && !relation.triggers && change && parsed.source.statement.UpdateStmt) {
+    for (const { index, attribute, cast } of returnedOf(
+      returning,
+      relation,
+      seen.columns,
+      schema,
+      !change.fromClause,
+    )) {
+      const column = relation.columns.find((each) => each.attribute === attribute);
+      const set = targets(change.targetList).find(({ name, indirection }) => name === column?.name && !indirection);
+      if (cast === null) add(set?.val, index);
+    }
+  }
+  for (const each of parsed.inserts) {
+    const sight = sightOf(parsed.source, each.insert, each.nested, seen, schema);
+    if (sight === null || sight.relation.triggers || sight.updates) continue;
+    for (const column of sight.relation.columns) {
+      const shown = sight.returned.find(({ attribute, cast }) => attribute === column.attribute && cast === null);
+      if (shown === undefined || (sight.nested && sight.count !== 1)) continue;
+      const position = positionOf(sight, column);
+      const body = sight.layout.body;
+      const select = body.kind === 'select' ? body.select : undefined;
+      const left = select ? position < 0 : position < 0 || itemOf(sight, 0, position)?.SetToDefault;
+      if (left && column.filler.kind === 'time') {
+        const value = seen.rows.map((row) => row[shown.index]).find((one) => one?.bytes);
+        const time = value && timeOf(value, columns[shown.index].type, columns[shown.index].modifier);
+        if (time) times.push(time);
+      } else if (position >= 0) {
+        const target = select ? select.targetList?.[position]?.ResTarget?.val : itemOf(sight, 0, position);
+        add(target, shown.index);
+      }
+    }
+  }
+  return times;
+}
+
+// -------------------------------------------------------------------------------------------------------------- rewrite
+
+/** Types (pg_type.dat) that the transaction's time becomes by a cast: timestamptz, timestamp, date, time, timetz. */
+const TIME_COLUMNS: ReadonlySet<number> = new Set([1184, 1114, 1082, 1083, 1266]);
+
+/** Functions that give several rows for one, so that the rows of a SELECT cannot be counted where they stand. */
+const SEVERAL_ROWS =
+  /^(unnest|generate_series|generate_subscripts|regexp_matches|regexp_split_to_table|string_to_table|(json|jsonb)_(array_elements(_text)?|each(_text)?|object_keys|path_query(_tz)?|populate_recordset|to_recordset))$/;
+
+/** What needs to stand in a statement although its value is not used: the number of its parameters must stay. */
+const PARAMETERS = new Set(['ParamRef']);
+const LOCKS = new Set(['lockingClause']);
+const CHANGES = new Set(['InsertStmt', 'UpdateStmt', 'DeleteStmt', 'MergeStmt']);
+
+/**
+ * Writes the statement so that it yields what the client saw, and nothing made up where it saw nothing.
+ * @param knowledge the transaction's time, from whichever statement; of sequences what is behind this statement ({@link learn})
+ */
 export function rewrite(
-  _parsed: Parsed,
-  _seen: SeenStatement,
-  _schema: Schema,
-  _knowledge: Knowledge,
-  _put: Put,
+  parsed: Parsed,
+  seen: SeenStatement,
+  schema: Schema,
+  knowledge: Knowledge,
+  put: Put,
 ): Rewriting {
-  return { text: null, doubts: new Map() };
+  return new Rewriter(parsed, seen, schema, knowledge, put).run();
+}
+
+class Rewriter {
+  readonly #source: Source;
+  readonly #edits = new Edits();
+  /** Made last, behind what else is put at the same place. */
+  readonly #later: (() => void)[] = [];
+  readonly #doubts = new Map<string, string>();
+  /** Calls for which words were found already. */
+  readonly #settled = new Set<Call>();
+  /** Targets that were given their name, by their place. */
+  readonly #named = new Set<number>();
+
+  constructor(
+    private readonly parsed: Parsed,
+    private readonly seen: SeenStatement,
+    private readonly schema: Schema,
+    private readonly knowledge: Knowledge,
+    private readonly put: Put,
+  ) {
+    this.#source = parsed.source;
+  }
+
+  run(): Rewriting {
+    const { statement } = this.#source;
+    for (const { insert, nested } of this.parsed.inserts) this.#insert(insert, nested);
+    if (statement.InsertStmt) this.#returning(statement.InsertStmt.returningClause, this.seen.rows.length === 1);
+    const change = changeOf(statement);
+    if (change) this.#change(change);
+    if (statement.SelectStmt) this.#select(statement.SelectStmt);
+    this.#inPlace();
+    this.#keepNames();
+    for (const each of this.#later) each();
+    this.#doubtRest();
+    const text = this.#edits.empty ? null : this.#edits.apply(this.#source.bytes);
+    return { text, doubts: this.#doubts };
+  }
+
+  // ---- values
+
+  #sql({ value, typeName, cast }: Known): string {
+    if (cast === null || value.bytes === null) return this.put(value, cast ?? typeName);
+    // A number that the gateway itself wrote down, or a value in the result's form: it becomes one of the column from there.
+    return `(${this.put(value, typeName)})::${cast}`;
+  }
+
+  /** The time as a value of the column; undefined when nothing is known or the type is none of a time. */
+  #timeFor(column: TableColumn): string | undefined {
+    const { time } = this.knowledge;
+    if (time === null || column.filler.kind !== 'time' || !TIME_COLUMNS.has(column.type)) return undefined;
+    return `((${time})::${column.typeName})`;
+  }
+
+  #typeOf(index: number): string | undefined {
+    const column = this.seen.columns?.[index];
+    return column && this.schema.typeName(column.type, column.modifier);
+  }
+
+  /** Puts a value in the place of an expression, whose parameters stay where there are any. */
+  #replace(span: Span, node: unknown, value: string): void {
+    const keeps = contains(node, PARAMETERS);
+    // The server never evaluates the other branch: it is folded away when the statement is planned.
+    this.#edits.replace(span, keeps ? `CASE WHEN true THEN ${value} ELSE ${this.#source.slice(span)} END` : value);
+    this.#settle(span);
+  }
+
+  #settle(span: Span): void {
+    for (const call of callsIn(this.parsed.calls, span)) this.#settled.add(call);
+  }
+
+  #doubt(index: number, words: string): void {
+    const name = this.seen.columns?.[index]?.name;
+    if (name !== undefined && !this.#doubts.has(name)) this.#doubts.set(name, words);
+  }
+
+  /** The function changes something, so that it must be called again; what it says is up to the server. */
+  #acts(call: Call): boolean {
+    if (call.kind === 'setval') return true;
+    return call.kind === 'function' && this.schema.volatility(call.schema, call.name) === 'v';
+  }
+
+  /** The value may be another one each time. */
+  #isVolatile(call: Call): boolean {
+    return call.kind === 'made-up' || call.kind === 'nextval' || this.#acts(call);
+  }
+
+  /** There are calls in the piece that may differ, and all of them may be left out when the value is known. */
+  #answerable(span: Span, node: unknown): boolean {
+    const calls = callsIn(this.parsed.calls, span);
+    return (
+      calls.some(({ kind }) => kind !== 'function' && kind !== 'setval') &&
+      !calls.some((call) => this.#acts(call)) &&
+      !contains(node, LOCKS)
+    );
+  }
+
+  #words(call: Call): string {
+    if (call.kind === 'time') return `the time of the transaction (${call.name}), which the client saw nowhere else`;
+    return `${call.name}()`;
+  }
+
+  // ---- INSERT
+
+  #insert(insert: InsertStmt, nested: boolean): void {
+    const sight = sightOf(this.#source, insert, nested, this.seen, this.schema);
+    if (sight === null) return;
+    if (sight.relation.triggers) {
+      for (const { index } of sight.returned) this.#doubt(index, 'filled by a trigger');
+    }
+    if (sight.layout.body.kind === 'select') this.#insertSelect(sight, sight.layout.body);
+    else this.#insertRows(sight);
+  }
+
+  /** What the client saw of a column, unless that may be of an older row and the statement uses the new one's otherwise. */
+  #known(sight: Sight, row: number, column: TableColumn): Known | undefined {
+    const known = knownOf(sight, this.seen, row, column.attribute);
+    if (!sight.updates) return known;
+    const given = sight.traced.get(column.attribute);
+    if (given && sight.count === 1) return given;
+    return known && this.#excludedOnlyItself(sight, column) ? known : undefined;
+  }
+
+  /** ON CONFLICT DO UPDATE uses the column's new value for nothing but the column itself. */
+  #excludedOnlyItself({ insert }: Sight, column: TableColumn): boolean {
+    const conflict = insert.onConflictClause;
+    const uses = (root: unknown): boolean => {
+      let found = false;
+      walk(root, (kind, body) => {
+        const fields = kind === 'ColumnRef' ? (body as { fields: readonly Node[] }).fields : [];
+        if (string(fields[0]) !== 'excluded') return;
+        found ||= fields[1]?.A_Star !== undefined || fields.length < 2 || string(fields[1]) === column.name;
+      });
+      return found;
+    };
+    const others = targets(conflict?.targetList).filter(({ name, indirection, val }) => {
+      const itself = name === column.name && !indirection && val?.ColumnRef !== undefined;
+      return !itself && uses(val);
+    });
+    return others.length === 0 && !uses(conflict?.whereClause);
+  }
+
+  /** What a row is to be given for a column that its default would fill; undefined: leave it to the default. */
+  #fill(sight: Sight, row: number, column: TableColumn): Known | string | undefined {
+    if (column.generated) return undefined;
+    const differs = column.filler.kind !== 'fixed';
+    const time = this.#timeFor(column);
+    if (sight.updates && time !== undefined) return time;
+    const known = this.#known(sight, row, column);
+    const traced = sight.count === 1 ? sight.traced.get(column.attribute) : undefined;
+    if (known && differs) return known;
+    if (known?.value.bytes && !sight.updates && (sight.relation.triggers || sight.relation.kind === 'v')) return known;
+    return traced ?? time;
+  }
+
+  #insertRows(sight: Sight): void {
+    const { relation, layout, count, listed } = sight;
+    const rows = Array.from({ length: count ?? 0 }, (_, row) => row);
+    const override = this.#overriding(sight);
+    if (override === 'impossible') return;
+    let system = override === 'system';
+    const added: { column: TableColumn; values: (Known | string | undefined)[] }[] = [];
+    for (const column of relation.columns) {
+      const position = positionOf(sight, column);
+      if (position >= 0) {
+        for (const row of rows) system = this.#givenItem(sight, row, position, column) || system;
+        continue;
+      }
+      const values = rows.map((row) => this.#fill(sight, row, column));
+      if (values.every((value) => value === undefined)) this.#doubtUnknown(sight, column);
+      else {
+        added.push({ column, values });
+        system ||= column.identityAlways || relation.kind === 'v';
+        if (values.includes(undefined)) this.#doubtUnknown(sight, column);
+      }
+    }
+    this.#doubtComputed(sight, added);
+    const text = (value: Known | string | undefined) =>
+      value === undefined ? 'DEFAULT' : typeof value === 'string' ? value : this.#sql(value);
+    const names = added.map(({ column }) => quoted(column.name));
+    const overriding = system && layout.overriding === null ? ' OVERRIDING SYSTEM VALUE' : '';
+    if (layout.body.kind === 'default') {
+      if (added.length === 0) return;
+      const values = added.map(({ values: [value] }) => text(value));
+      this.#edits.replace(layout.body.span, `(${names.join(', ')})${overriding} VALUES (${values.join(', ')})`);
+      return;
+    }
+    this.#columnList(sight, names, listed ?? [], overriding);
+    if (layout.body.kind !== 'values' || added.length === 0) return;
+    const body = layout.body;
+    for (const row of rows) {
+      const values = added.map(({ values: all }) => text(all[row]));
+      this.#later.push(() => this.#edits.insert(body.rows[row].end, `, ${values.join(', ')}`));
+    }
+  }
+
+  /** Adds names to the list of columns, which is written where there is none. */
+  #columnList({ layout }: Sight, names: string[], listed: readonly (TableColumn | undefined)[], behind: string): void {
+    if (layout.listEnd !== null) {
+      if (names.length > 0) this.#edits.insert(layout.listEnd, `, ${names.join(', ')}`);
+      if (behind !== '') this.#edits.insert(layout.overridingAt, behind);
+    } else if (names.length > 0) {
+      const all = [...listed.map((column) => quoted(column?.name ?? '')), ...names];
+      this.#edits.insert(layout.named, ` (${all.join(', ')})${behind}`);
+    } else if (behind !== '') this.#edits.insert(layout.named, behind);
+  }
+
+  /**
+   * OVERRIDING USER VALUE: identity columns are filled whatever is given, so what they were filled with can be given only with OVERRIDING
+   * SYSTEM VALUE, and only if it is known of all of them.
+   */
+  #overriding(sight: Sight): 'system' | 'none' | 'impossible' {
+    const { overriding } = sight.layout;
+    if (!overriding?.user) return 'none';
+    const rows = Array.from({ length: sight.count ?? 0 }, (_, row) => row);
+    const ids = sight.relation.columns.filter(({ filler }) => filler.kind === 'sequence');
+    const all = ids.every((column) => rows.every((row) => this.#known(sight, row, column) !== undefined));
+    if (!all) {
+      for (const column of ids) this.#doubtColumn(sight, column, 'drawn from a sequence, OVERRIDING USER VALUE');
+      return 'impossible';
+    }
+    this.#edits.replace(overriding.span, 'OVERRIDING SYSTEM VALUE');
+    return 'system';
+  }
+
+  /** @returns whether the value needs OVERRIDING SYSTEM VALUE */
+  #givenItem(sight: Sight, row: number, position: number, column: TableColumn): boolean {
+    const { body, overriding } = sight.layout;
+    const item = itemOf(sight, row, position);
+    if (body.kind !== 'values' || item === undefined || column.generated) return false;
+    const span = body.rows[row].items[position];
+    if (item.SetToDefault) {
+      const value = this.#fill(sight, row, column);
+      if (value === undefined) {
+        this.#doubtUnknown(sight, column);
+        return false;
+      }
+      this.#edits.replace(span, typeof value === 'string' ? value : this.#sql(value));
+      return column.identityAlways || sight.relation.kind === 'v';
+    }
+    const known = this.#known(sight, row, column);
+    if (known === undefined) return false;
+    const filled = item.A_Const?.isnull && sight.relation.triggers && known.value.bytes !== null;
+    const drawn = overriding?.user && column.filler.kind === 'sequence';
+    if (filled || drawn || this.#answerable(span, item)) this.#replace(span, item, this.#sql(known));
+    return false;
+  }
+
+  #doubtColumn(sight: Sight, column: TableColumn, words: string): void {
+    for (const { index, attribute } of sight.returned) if (attribute === column.attribute) this.#doubt(index, words);
+  }
+
+  /** Rows of the client could not be told apart, or it got not all of them. */
+  #doubtUnknown(sight: Sight, column: TableColumn): void {
+    if (column.filler.kind === 'fixed' || column.generated) return;
+    const what = column.filler.kind === 'sequence' ? 'drawn from a sequence' : 'made up by its default';
+    const why = sight.updates
+      ? 'ON CONFLICT may have found an older row'
+      : sight.nested
+        ? 'in rows of an INSERT in WITH that cannot be told apart'
+        : 'in rows that cannot be told apart';
+    this.#doubtColumn(sight, column, `${what} ${why}`);
+  }
+
+  /** Expressions of RETURNING over columns whose values are not known. */
+  #doubtComputed(sight: Sight, added: readonly { column: TableColumn; values: readonly unknown[] }[]): void {
+    const open = sight.relation.columns.filter((column) => {
+      const given = added.find((each) => each.column === column);
+      const position = positionOf(sight, column);
+      if (column.filler.kind === 'fixed') return false;
+      if (position < 0) return given === undefined || given.values.includes(undefined);
+      const rows = Array.from({ length: sight.count ?? 0 }, (_, row) => row);
+      return rows.some((row) => isLeft(sight, row, position) && this.#fill(sight, row, column) === undefined);
+    });
+    const columns = this.seen.columns ?? [];
+    if (open.length === 0) return;
+    if (sight.nested) {
+      columns.forEach(({ table }, index) => {
+        if (table === 0 || table === sight.relation.oid)
+          this.#doubt(index, 'computed from what an INSERT in WITH made up');
+      });
+      return;
+    }
+    const list = sight.insert.returningClause?.exprs ?? [];
+    const names = new Set([
+      ...open.map(({ name }) => name),
+      sight.relation.name,
+      sight.insert.relation.alias?.aliasname,
+    ]);
+    targetOfColumn(list, columns.length, sight.relation.columns.length).forEach((target, index) => {
+      if (columns[index].table !== 0) return;
+      walk(list[target]?.ResTarget?.val ?? {}, (kind, body) => {
+        const fields = kind === 'ColumnRef' ? (body as { fields: readonly Node[] }).fields : [];
+        const last = fields.at(-1);
+        if (last?.A_Star || names.has(string(last)))
+          this.#doubt(index, 'computed from a column that its default made up');
+      });
+    });
+  }
+
+  // ---- INSERT ... SELECT
+
+  #insertSelect(sight: Sight, { select, span }: { select: SelectStmt; span: Span }): void {
+    const { relation, layout, listed } = sight;
+    const unlisted = relation.columns.filter(
+      (column) => listed !== null && !column.generated && !listed.includes(column),
+    );
+    const shown = (column: TableColumn) => sight.returned.some(({ attribute }) => attribute === column.attribute);
+    const direct = this.#isDirect(select);
+    const items = direct ? this.#selectItems(select) : null;
+    const matched = !sight.nested && !sight.insert.onConflictClause && !layout.overriding?.user;
+    const added: { column: TableColumn; sql: string }[] = [];
+    if (matched) {
+      for (const column of unlisted) {
+        const sql = this.#fillSelected(sight, column);
+        if (sql !== undefined) added.push({ column, sql });
+        else if (this.seen.rows.length > 0) this.#doubtUnknown(sight, column);
+      }
+      if (items) this.#replaceSelected(sight, select, items);
+    } else {
+      for (const column of relation.columns) {
+        const known = listed?.includes(column);
+        if (shown(column) && !known) this.#doubtUnknown(sight, column);
+      }
+    }
+    if (listed === null && matched) for (const column of relation.columns) this.#doubtUnknown(sight, column);
+    this.#doubtComputed(
+      sight,
+      added.map(({ column }) => ({ column, values: [] })),
+    );
+    if (added.length === 0) return;
+    if (!direct && !this.#wrappable(select, listed)) {
+      for (const { column } of added) this.#doubtUnknown(sight, column);
+      return;
+    }
+    const names = added.map(({ column }) => quoted(column.name));
+    const system = added.some(({ column }) => column.identityAlways) || relation.kind === 'v';
+    const overriding = system && layout.overriding === null ? ' OVERRIDING SYSTEM VALUE' : '';
+    this.#columnList(sight, names, listed ?? [], overriding);
+    const values = added.map(({ sql }) => sql).join(', ');
+    const last = items?.at(-1);
+    if (last) this.#later.push(() => this.#edits.insert(last.end, `, ${values}`));
+    else {
+      this.#edits.insert(span.start, `SELECT "outlive".*, ${values} FROM (`);
+      this.#later.push(() => this.#edits.insert(span.end, ') AS "outlive"'));
+    }
+  }
+
+  /** The value of a column by the number of the row; undefined when it cannot be told for each of them. */
+  #fillSelected(sight: Sight, column: TableColumn): string | undefined {
+    const { seen } = this;
+    const differs = column.filler.kind !== 'fixed';
+    const values = seen.rows.map((_, row) => resultValue(sight, seen, row, column.attribute));
+    const known = values.filter((value) => value !== undefined);
+    const fills = differs || (sight.relation.triggers && known.some(({ value }) => value.bytes !== null));
+    if (!fills) return undefined;
+    const time = this.#timeFor(column);
+    if (known.length === 0 || known.length < values.length) return time;
+    if (seen.complete) return this.#byRow(known, null, column.typeName);
+    if (column.filler.kind === 'sequence') {
+      const sequence = this.schema.sequenceOf(column.filler.sequence);
+      if (sequence === undefined) return undefined;
+      const name = quotedLiteral(`${quoted(sequence.schema)}.${quoted(sequence.name)}`);
+      return this.#byRow(known, `pg_catalog.nextval(${name}::pg_catalog.regclass)`, column.typeName);
+    }
+    return time && this.#byRow(known, time, column.typeName);
+  }
+
+  /** SQL that yields the k-th of these values in the k-th row, and something else in all further ones. */
+  #byRow(known: readonly Known[], rest: string | null, typeName: string): string {
+    const one = known.every(({ value }) => same(value, known[0].value)) && (known.length > 1 || rest === null);
+    if (one && rest === null) return this.#sql(known[0]);
+    const values = known.map((each) => this.#sql(each));
+    const row = 'pg_catalog.row_number() OVER ()';
+    // CASE looks at one value after the other, which takes too long for very many.
+    if (values.length > 1000 && !typeName.endsWith(']')) {
+      const picked = `(ARRAY[${values.join(', ')}])[(${row})::integer]`;
+      return rest === null ? picked : `CASE WHEN ${row} <= ${values.length} THEN ${picked} ELSE ${rest} END`;
+    }
+    const cases = values.map((value, i) => `WHEN ${i + 1} THEN ${value}`);
+    return `CASE ${row} ${cases.join(' ')}${rest === null ? '' : ` ELSE ${rest}`} END`;
+  }
+
+  /** Made-up values that the SELECT itself says. */
+  #replaceSelected(sight: Sight, select: SelectStmt, items: readonly Span[]): void {
+    const { seen } = this;
+    sight.listed?.forEach((column, position) => {
+      const target = select.targetList?.[position]?.ResTarget;
+      const node = target?.val;
+      if (!column || column.generated || !node || !items[position] || seen.rows.length === 0) return;
+      const span = this.#expression(items[position], target);
+      const volatile = callsIn(this.parsed.calls, span).some((call) => this.#isVolatile(call));
+      if (!volatile || !seen.complete || !this.#answerable(span, node)) return;
+      const values = seen.rows.map((_, row) => resultValue(sight, seen, row, column.attribute));
+      const known = values.filter((value) => value !== undefined);
+      if (known.length === values.length) this.#replace(span, node, this.#byRow(known, null, column.typeName));
+    });
+  }
+
+  /** Further targets can be added to the SELECT, and count its rows as they are inserted. */
+  #isDirect(select: SelectStmt): boolean {
+    const { targetList, distinctClause, sortClause, limitOffset, limitCount, lockingClause, larg } = select;
+    if (larg || !targetList || distinctClause || sortClause || limitOffset || limitCount || lockingClause) return false;
+    const items = this.#selectItems(select);
+    return items !== null && !this.#severalRows(items);
+  }
+
+  /**
+   * The SELECT can stand inside of another. Its literals and parameters have no type there unless they are told the one that the column
+   * gave them.
+   */
+  #wrappable(select: SelectStmt, listed: Sight['listed']): boolean {
+    if (listed === null || contains(select.withClause, CHANGES)) return false;
+    const untyped: { at: number; typeName: string }[] = [];
+    const visit = (each: SelectStmt): boolean => {
+      if (each.larg && each.rarg) return visit(each.larg) && visit(each.rarg);
+      const lists = each.valuesLists ? valuesOf(each) : [targets(each.targetList).map(({ val }) => val ?? {})];
+      for (const list of lists) {
+        for (const [position, node] of list.entries()) {
+          const bare = (node.A_Const ?? node.ParamRef) as (Node['A_Const'] & { location?: number }) | undefined;
+          if (bare === undefined || bare.ival || bare.fval || bare.boolval) continue;
+          const column = listed[position];
+          if (!column || bare.location === undefined) return false;
+          const token = this.#source.tokenAt(bare.location);
+          untyped.push({ at: this.#source.end(token), typeName: column.typeName });
+        }
+      }
+      return true;
+    };
+    if (!visit(select)) return false;
+    for (const { at, typeName } of untyped) this.#edits.insert(at, `::${typeName}`);
+    return true;
+  }
+
+  // ---- UPDATE, DELETE, MERGE
+
+  #change(change: UpdateStmt): void {
+    const relation = this.schema.relation(change.relation.schemaname, change.relation.relname);
+    const alone = !change.fromClause && !change.usingClause && !change.sourceRelation;
+    const { seen } = this;
+    const returned = relation ? returnedOf(change.returningClause, relation, seen.columns, this.schema, alone) : [];
+    if (relation?.triggers && !this.#source.statement.DeleteStmt) {
+      for (const { index } of returned) this.#doubt(index, 'filled by a trigger');
+    }
+    if (this.#source.statement.UpdateStmt && relation) this.#set(change, relation, returned);
+    if (this.#source.statement.MergeStmt) this.#doubtMerge(change, relation, returned);
+    this.#returning(change.returningClause, seen.complete && seen.rows.length === 1);
+  }
+
+  /** `SET column = expression` where the expression is made up and the client saw what came of it. */
+  #set(change: UpdateStmt, relation: Relation, returned: readonly Returned[]): void {
+    const { seen } = this;
+    const first = change.targetList?.[0]?.ResTarget?.location;
+    if (first === undefined) return;
+    // (a, b) = ... begins one token before its first column.
+    const token = this.#source.tokenAt(first);
+    const { items } = this.#source.list(this.#source.word(token - 1) === '(' ? token - 1 : token);
+    for (const { name, indirection, val, location = -1 } of targets(change.targetList)) {
+      const span = items.find(({ start, end }) => location >= start && location < end);
+      if (!span || !val || val.MultiAssignRef) continue;
+      const column = relation.columns.find((each) => each.name === name);
+      const shown = returned.find(({ attribute, cast }) => cast === null && attribute === column?.attribute);
+      if (indirection || !column || !shown || callsIn(this.parsed.calls, span).length === 0) continue;
+      const equals = this.#source.tokenAt(span.start) + 1;
+      if (this.#source.word(equals) !== '=') continue;
+      const right = { start: this.#source.start(equals + 1), end: span.end };
+      if (!this.#answerable(right, val)) continue;
+      const values = seen.rows.map((row) => row[shown.index]);
+      const agree = seen.complete && values.length > 0 && values.every((value) => same(value, values[0]));
+      if (agree) this.#replace(right, val, this.put(values[0], column.typeName));
+      else {
+        const call = callsIn(this.parsed.calls, right).find((each) => this.#isVolatile(each));
+        if (call) this.#doubt(shown.index, `${this.#words(call)} in several rows`);
+      }
+    }
+  }
+
+  #doubtMerge(change: UpdateStmt, relation: Relation | undefined, returned: readonly Returned[]): void {
+    const inserts = (change.mergeWhenClauses ?? []).some(
+      (node) => (node as { MergeWhenClause?: { commandType: string } }).MergeWhenClause?.commandType === 'CMD_INSERT',
+    );
+    for (const { index, attribute } of inserts ? returned : []) {
+      const column = relation?.columns.find((each) => each.attribute === attribute);
+      if (column && column.filler.kind !== 'fixed') this.#doubt(index, 'made up by its default in a MERGE');
+    }
+  }
+
+  /** Expressions of RETURNING that are made up themselves. */
+  #returning(returning: ReturningClause | undefined, single: boolean): void {
+    const first = returning?.exprs[0]?.ResTarget?.location;
+    if (returning === undefined || first === undefined) return;
+    const { items } = this.#source.list(this.#source.tokenAt(first));
+    if (items.length === returning.exprs.length) this.#answerTargets(returning.exprs, items, single, null);
+  }
+
+  // ---- SELECT
+
+  #selectItems(select: SelectStmt): Span[] | null {
+    const first = select.targetList?.[0]?.ResTarget?.location;
+    if (first === undefined || first < 0) return null;
+    const { items } = this.#source.list(this.#source.tokenAt(first));
+    return items.length === select.targetList?.length ? items : null;
+  }
+
+  /**
+   * Puts what was seen in the place of targets.
+   * @param single there is one row, and the client has it
+   * @param width of a star
+   */
+  #answerTargets(list: readonly Node[], items: readonly Span[], single: boolean, width: number | null): void {
+    const { seen } = this;
+    const map = targetOfColumn(list, seen.columns?.length ?? 0, width);
+    list.forEach((node, i) => {
+      const target = node.ResTarget;
+      const index = map.indexOf(i);
+      if (!target?.val || isStar(target.val) || index < 0 || seen.rows.length === 0) return;
+      if (!this.#answerable(items[i], target.val)) return;
+      const typeName = this.#typeOf(index);
+      // The time is the same in each row.
+      const everywhere = tellsTime(target.val) !== null && this.knowledge.time === null;
+      if (typeName === undefined || !(single || everywhere)) return;
+      const expression = this.#expression(items[i], target);
+      this.#replace(expression, target.val, this.put(seen.rows[0][index], typeName));
+      if (target.name === undefined)
+        this.#edits.insert(items[i].end, ` AS ${quoted((seen.columns ?? [])[index].name)}`);
+      this.#named.add(items[i].start);
+    });
+  }
+
+  /** A target without its alias. */
+  #expression(item: Span, { name }: ResTarget): Span {
+    if (name === undefined) return item;
+    const last = this.#source.tokenAt(item.end) - 1;
+    const end = this.#source.word(last - 1) === 'as' ? last - 2 : last - 1;
+    return { start: item.start, end: this.#source.end(end) };
+  }
+
+  #select(select: SelectStmt): void {
+    const { seen } = this;
+    if (select.intoClause || seen.columns === null || seen.rows.length === 0) return;
+    if (select.valuesLists) {
+      this.#values(select);
+      return;
+    }
+    const items = select.larg ? null : this.#selectItems(select);
+    if (select.larg || items === null) {
+      this.#answerAll(select);
+      return;
+    }
+    const none = !select.fromClause;
+    const several = none && seen.rows.length > 1;
+    const single = seen.rows.length === 1 && (seen.complete || (none && !this.#severalRows(items)));
+    const volatile = items.some((span) => callsIn(this.parsed.calls, span).some((call) => this.#isVolatile(call)));
+    if (!single && volatile && (several || this.#fromFunctions(select)) && this.#answerAll(select)) return;
+    this.#answerTargets(select.targetList ?? [], items, single, null);
+  }
+
+  /** Calls that may give several rows for one. */
+  #severalRows(items: readonly Span[]): boolean {
+    const words = items.flatMap(
+      (span) =>
+        this.#source
+          .slice(span)
+          .toLowerCase()
+          .match(/[a-z_]+/g) ?? [],
+    );
+    return words.some((word) => SEVERAL_ROWS.test(word));
+  }
+
+  /** Its rows come from functions alone, so that nothing of the database is in them. */
+  #fromFunctions({ fromClause, withClause, targetList, whereClause }: SelectStmt): boolean {
+    const parts = [fromClause, targetList, whereClause];
+    return (
+      !withClause && fromClause !== undefined && !contains(parts, new Set(['RangeVar', 'SubLink', 'RangeSubselect']))
+    );
+  }
+
+  /** Puts the rows that were seen before those that are still to come, if nothing but made-up values is in them. */
+  #answerAll(select: SelectStmt): boolean {
+    const { seen, parsed } = this;
+    const columns = seen.columns ?? [];
+    const types = columns.map((_, i) => this.#typeOf(i));
+    if (parsed.calls.some((call) => this.#acts(call)) || select.withClause || contains(select, LOCKS)) return false;
+    if (contains(select, new Set(['RangeVar'])) || types.includes(undefined)) return false;
+    if (!parsed.calls.some((call) => this.#isVolatile(call))) return false;
+    const rows = seen.rows.map((row) => `(${row.map((value, i) => this.put(value, types[i] as string)).join(', ')})`);
+    const names = columns.map((_, i) => `"c${i + 1}"`);
+    const shown = columns.map(({ name }, i) => `${names[i]} AS ${quoted(name)}`);
+    const known = `SELECT ${shown.join(', ')} FROM (VALUES ${rows.join(', ')}) AS "outlive" (${names.join(', ')})`;
+    const { whole } = this.#source;
+    if (seen.complete && !contains(select, PARAMETERS)) this.#edits.replace(whole, known);
+    else {
+      const rest = seen.complete ? 'LIMIT 0' : `OFFSET ${seen.rows.length}`;
+      const inner = this.#source.slice(whole);
+      this.#edits.replace(whole, `${known} UNION ALL (SELECT * FROM (${inner}\n) AS "outlive" ${rest})`);
+    }
+    this.#settle(whole);
+    return true;
+  }
+
+  #values(select: SelectStmt): void {
+    const first = this.#source.find(0, new Set(['values']));
+    const rows = select.sortClause || select.limitOffset ? null : valueRows(this.#source, first, select);
+    valuesOf(select).forEach((items, k) => {
+      for (const [i, item] of items.entries()) {
+        const span = rows?.[k].items[i];
+        const value = this.seen.rows[k]?.[i];
+        const typeName = this.#typeOf(i);
+        if (!span || !value || typeName === undefined || !this.#answerable(span, item)) continue;
+        this.#replace(span, item, this.put(value, typeName));
+      }
+    });
+  }
+
+  // ---- everywhere
+
+  /** The transaction's time, and what the sequences said last, wherever the statement asks for them. */
+  #inPlace(): void {
+    const { time, currval, lastval } = this.knowledge;
+    const drawn = new Set(this.parsed.calls.filter(({ kind }) => kind === 'nextval').map(({ sequence }) => sequence));
+    for (const call of this.parsed.calls) {
+      if (this.#edits.covers(call.span)) continue;
+      let value: string | undefined;
+      if (call.kind === 'time') value = time === null ? undefined : call.time?.(time);
+      else if (call.kind === 'currval' && !drawn.has(call.sequence)) {
+        const sequence = this.schema.sequence(call.sequence ?? '');
+        value = bigintLiteral(sequence && currval.get(sequence.oid));
+      } else if (call.kind === 'lastval' && drawn.size === 0) value = bigintLiteral(lastval);
+      if (value === undefined) continue;
+      if (call.from) {
+        // A function in FROM: only what looks like one can stand there.
+        if (call.from.ordinality || call.from.is_rowsfrom) continue;
+        const name = call.from.alias ? '' : ` AS ${quoted(call.name.toLowerCase())}`;
+        value = `COALESCE(${value})${name}`;
+      }
+      this.#edits.replace(call.span, value);
+      this.#settled.add(call);
+    }
+  }
+
+  /** A target whose expression was changed keeps the name that the expression gave it. */
+  #keepNames(): void {
+    const lists: (readonly Node[])[] = [];
+    const selects = (kind: string, body: object) => {
+      if (kind === 'SelectStmt' || kind === 'larg' || kind === 'rarg')
+        lists.push((body as SelectStmt).targetList ?? []);
+      if (kind === 'returningClause') lists.push((body as ReturningClause).exprs);
+    };
+    walk(this.#source.statement, selects);
+    for (const list of lists) {
+      const first = list[0]?.ResTarget?.location ?? -1;
+      const unnamed = list.some((node) => node.ResTarget?.name === undefined);
+      if (first < 0 || !unnamed) continue;
+      const { items } = this.#source.list(this.#source.tokenAt(first));
+      if (items.length !== list.length) continue;
+      list.forEach((node, i) => {
+        const target = node.ResTarget;
+        if (!target?.val || target.name !== undefined || !this.#edits.touches(items[i])) return;
+        const name = columnName(target.val);
+        if (name !== null && !this.#named.has(items[i].start)) this.#edits.insert(items[i].end, ` AS ${quoted(name)}`);
+      });
+    }
+  }
+
+  /** What of the calls is left to the server. */
+  #doubtRest(): void {
+    const columns = this.seen.columns ?? [];
+    const { SelectStmt: select, InsertStmt: insert } = this.#source.statement;
+    const list = select?.targetList ?? (insert ?? changeOf(this.#source.statement))?.returningClause?.exprs ?? [];
+    const first = list[0]?.ResTarget?.location ?? -1;
+    const items = first < 0 ? [] : this.#source.list(this.#source.tokenAt(first)).items;
+    const map = targetOfColumn(list, columns.length, null);
+    for (const call of this.parsed.calls) {
+      const differs = call.kind === 'time' || call.kind === 'made-up' || call.kind === 'nextval' || this.#acts(call);
+      if (!differs || call.kind === 'setval' || this.#settled.has(call)) continue;
+      const own = items.findIndex(({ start, end }) => call.span.start >= start && call.span.end <= end);
+      const words =
+        select?.fromClause && own >= 0 ? `${this.#words(call)} over the rows of a table` : this.#words(call);
+      columns.forEach((_, index) => {
+        if (own < 0 || map[index] === own || map[index] < 0) this.#doubt(index, words);
+      });
+    }
+  }
+}
+
+function bigintLiteral(value: string | null | undefined): string | undefined {
+  return value === null || value === undefined ? undefined : `('${value}'::bigint)`;
 }

@@ -5,6 +5,8 @@
  * `rewrite.ts` learns from what the client saw and writes statements anew, both without I/O.
  */
 
+import type { Catalogue } from './catalogue.js';
+
 /** A value as the client got it: its bytes, or null for NULL; in text (0) or binary (1) form. */
 export interface SeenValue {
   readonly bytes: Uint8Array | null;
@@ -110,6 +112,8 @@ export interface Knowledge {
   lastval: string | null;
   /** By sequence (oid): values that the client holds, which are never to be issued again; the farthest in the sequence's direction. */
   readonly held: Map<number, bigint>;
+  /** What the server told when the unit was repeated: for statements that the client sends later. */
+  catalogue?: Catalogue;
 }
 
 /** Writes SQL that yields the value with this type: a quoted literal with a cast, or a placeholder with one. */

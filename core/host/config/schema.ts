@@ -264,6 +264,12 @@ export function configSchema(context: SchemaContext) {
       })
       .prefault({})
       .describe('TLS towards the clients.'),
+    mutables: z
+      .enum(['keep', 'strict'])
+      .default('keep')
+      .describe(
+        'Values that the server makes up (sequence values, defaults, clocks, random numbers) in a repeated transaction: keep: it carries those that the client has seen; strict: one that differs is a divergence, and the transaction fails.',
+      ),
     limits,
     failover,
   });

@@ -71,6 +71,8 @@ export interface ListenerConfig {
     readonly cert: LoadedFile<string> | null;
     readonly key: LoadedFile<Sensitive> | null;
   };
+  /** `keep`: a repeated transaction carries the made-up values that the client has seen; `strict`: what differs is a divergence. */
+  readonly mutables: 'keep' | 'strict';
   readonly limits: LimitsConfig;
   readonly failover: FailoverConfig;
 }

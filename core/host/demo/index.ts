@@ -34,8 +34,8 @@ const PATIENCE_MS = 45_000;
  * Starts a primary, a synchronous standby and the gateway, lets clients move money through it with the unmodified `pg` driver,
  * kills the primary without warning again and again, and compares the ledger in the end with what the clients were told.
  *
- * @returns whether every acknowledged transaction is there exactly once, the balances are right, no client saw an error, and
- *   every kill really interrupted transactions
+ * @returns whether every acknowledged transaction is there exactly once, with the ids, times and uuids that its client was
+ *   given, the balances are right, no client saw an error, and every kill really interrupted transactions
  */
 export async function runDemo(options: DemoOptions): Promise<boolean> {
   const interrupt = new AbortController();

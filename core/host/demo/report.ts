@@ -84,6 +84,7 @@ export function renderStory(summary: Summary): string {
   const pauses = rounds.flatMap((each) => each.pauses);
   const ms = (value: number | null) => (value === null ? 'none measured' : `${value.toFixed(value < 10 ? 1 : 0)} ms`);
   const exactly = verdict.duplicates.length + verdict.lost.length + verdict.altered.length + verdict.uninvited.length;
+  const asGiven = verdict.misgiven.length + verdict.misplaced.length === 0;
   const table = new Table({ style: { head: [], border: [] }, colAligns: ['left', 'right'] });
   table.push(
     ['Times the primary was killed', rounds.length],
@@ -100,6 +101,7 @@ export function renderStory(summary: Summary): string {
     ['Acknowledged transactions applied twice', verdict.duplicates.length],
     ['Acknowledged transactions missing', verdict.lost.length],
     ['Balances', verdict.sumRight && verdict.wrongBalances.length === 0 ? 'right' : 'WRONG'],
+    ['Ids, times and uuids that clients were given', asGiven ? 'as stored' : 'WRONG'],
     ['Ledger', exactly === 0 ? 'each exactly once' : 'WRONG'],
   );
   const lines = [table.toString()];
@@ -126,6 +128,8 @@ export function faults(summary: Summary): string[] {
   list('acknowledged but missing', verdict.lost);
   list('not as the client wrote it', verdict.altered);
   list('applied although the client was told otherwise', verdict.uninvited);
+  list('stored with other values than the client was given', verdict.misgiven);
+  list('legs that are missing or belong to the wrong entry', verdict.misplaced);
   list('accounts with a wrong balance', verdict.wrongBalances);
   if (!verdict.sumRight) found.push('the sum of all balances changed');
   const said = errors.map(

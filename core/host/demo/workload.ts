@@ -1,22 +1,22 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { ClientConfig, Client as PgClient } from 'pg';
-import type { Answer, Claim, Entry } from './ledger.js';
+import { type Answer, type Claim, type Entry, type Given, type Leg, sidesOf } from './ledger.js';
 
 /** What clients do; each kind is one transaction. */
 export type Kind =
-  /** BEGIN, reads with and without lock, think, two updates, a ledger row, COMMIT. */
+  /** BEGIN, reads with and without lock, a ledger row, think, two updates, legs with the row's id, COMMIT. */
   | 'transfer'
   /** The same movement as one autocommit statement. */
   | 'autocommit'
   /** An autocommit INSERT of a ledger row that moves nothing. */
   | 'note'
-  /** BEGIN, reads, think, the same reads, COMMIT. */
+  /** BEGIN, reads, think, the same reads, COMMIT; the own latest ledger row by its id among them. */
   | 'browse'
   /** A transfer that the client rolls back in the end. */
   | 'abandon'
-  /** A transfer in which a statement fails inside a savepoint. */
+  /** A transfer in which a statement fails inside a savepoint, after a leg that is undone with it. */
   | 'savepoint'
-  /** A whole transfer, BEGIN to COMMIT, as one message with several statements. */
+  /** A whole transfer, BEGIN to COMMIT, as one message with several statements; its legs ask the sequence for the row's id. */
   | 'batch';
 
 /** How a workload is made. */
@@ -46,8 +46,8 @@ export interface ClientError {
   readonly message: string;
   /** What the client was doing. */
   readonly during: string;
-  /** The transaction's id; null for one without. */
-  readonly id: string | null;
+  /** The transaction's; null for one without. */
+  readonly reference: string | null;
   readonly at: number;
 }
 
@@ -55,8 +55,8 @@ export interface ClientError {
 export interface WrongRead {
   readonly client: number;
   readonly what: string;
-  readonly expected: number;
-  readonly seen: number;
+  readonly expected: number | string;
+  readonly seen: number | string;
 }
 
 /** What happened to clients around one failover. */
@@ -90,11 +90,28 @@ const SQL = {
   lock: 'SELECT balance FROM accounts WHERE id = $1 FOR UPDATE',
   history: 'SELECT count(*)::int AS entries FROM ledger WHERE client = $1',
   add: 'UPDATE accounts SET balance = balance + $1 WHERE id = $2',
-  enter: 'INSERT INTO ledger (id, client, source, target, amount) VALUES ($1, $2, $3, $4, $5)',
+  recall: 'SELECT reference, at, token FROM ledger WHERE id = $1',
+  enter:
+    'INSERT INTO ledger (reference, client, source, target, amount) VALUES ($1, $2, $3, $4, $5) RETURNING id, at, token',
+  leg: 'INSERT INTO legs (entry, account, amount) VALUES ($1, $2, $3) RETURNING id',
+  legs: 'INSERT INTO legs (entry, account, amount) VALUES ($1, $2, $3), ($1, $4, $5) RETURNING id',
   whole: `WITH taken AS (UPDATE accounts SET balance = balance - $5 WHERE id = $3),
                given AS (UPDATE accounts SET balance = balance + $5 WHERE id = $4)
-          INSERT INTO ledger (id, client, source, target, amount) VALUES ($1, $2, $3, $4, $5)`,
+          INSERT INTO ledger (reference, client, source, target, amount) VALUES ($1, $2, $3, $4, $5)
+          RETURNING id, at, token`,
 } as const;
+
+/** Values as the server wrote them: they are compared with what is stored, to the last digit. */
+const AS_TEXT = { getTypeParser: () => (value: string) => value };
+
+/** An entry on its way, with what the server has answered so far. */
+interface Draft extends Entry {
+  given: Given | null;
+  legs: Leg[];
+}
+
+type Row = Record<string, string | null>;
+type Values = (string | number | null)[];
 
 /**
  * Clients that move money, over the unmodified driver. Each has an account of its own, which it reads (locked and not) and
@@ -203,6 +220,10 @@ class Teller {
   /** What the own account must show and how many ledger rows there must be; null while that is not known. */
   #balance: number | null = null;
   #entries: number | null = null;
+  /** Ledger rows of the open transaction. */
+  #written = 0;
+  /** The latest acknowledged entry; null when it is not known whether the database has it. */
+  #latest: Draft | null = null;
   open = false;
   committing = false;
   waitingSince: number | null = null;
@@ -251,6 +272,7 @@ class Teller {
 
   async #transact(kind: Kind): Promise<void> {
     const entry = kind === 'browse' ? null : this.#newEntry(kind);
+    this.#written = 0;
     let answer: Answer = 'refused';
     try {
       if (this.#pg === null) await this.#reconnect();
@@ -281,19 +303,19 @@ class Teller {
     }
   }
 
-  #newEntry(kind: Kind): Entry {
+  #newEntry(kind: Kind): Draft {
     const { random, clients } = this.#options;
-    const id = `${this.number}-${++this.#serial}`;
-    const client = this.number;
-    if (kind === 'note') return { id, client, source: null, target: null, amount: 0 };
+    const base = { reference: `${this.number}-${++this.#serial}`, client: this.number, given: null, legs: [] };
+    if (kind === 'note') return { ...base, source: null, target: null, amount: 0 };
     const shared = Math.floor(random() * sharedFor(clients));
     const amount = 1 + Math.floor(random() * 20);
     const [source, target] = random() < 0.5 ? [this.#account, shared] : [shared, this.#account];
-    return { id, client, source, target, amount };
+    return { ...base, source, target, amount };
   }
 
   /** The database's answer to everything so far is known to be this. */
-  #expect(entry: Entry): void {
+  #expect(entry: Draft): void {
+    this.#latest = entry;
     if (this.#entries !== null) this.#entries++;
     if (this.#balance === null) return;
     if (entry.source === this.#account) this.#balance -= entry.amount;
@@ -303,9 +325,10 @@ class Teller {
   #forget(): void {
     this.#balance = null;
     this.#entries = null;
+    this.#latest = null;
   }
 
-  async #play(kind: Kind, entry: Entry | null): Promise<Answer> {
+  async #play(kind: Kind, entry: Draft | null): Promise<Answer> {
     switch (kind) {
       case 'note':
         return this.#commit(SQL.enter, rowOf(entry!), entry);
@@ -314,11 +337,14 @@ class Teller {
       case 'batch': {
         const { source, target, amount } = entry!;
         const values = rowOf(entry!).map((value) => (typeof value === 'string' ? `'${value}'` : value));
+        const legs = sidesOf(entry!).map((side) => `(currval('ledger_id_seq'), ${side.account}, ${side.amount})`);
         return this.#commit(
           `BEGIN;
            UPDATE accounts SET balance = balance + ${target === this.#account ? amount : -amount} WHERE id = ${this.#account};
            UPDATE accounts SET balance = balance + ${target === this.#account ? -amount : amount} WHERE id = ${target === this.#account ? source : target};
-           INSERT INTO ledger (id, client, source, target, amount) VALUES (${values.join(', ')});
+           INSERT INTO ledger (reference, client, source, target, amount) VALUES (${values.join(', ')})
+             RETURNING id, at, token;
+           INSERT INTO legs (entry, account, amount) VALUES ${legs.join(', ')} RETURNING id;
            COMMIT`,
           null,
           entry,
@@ -327,8 +353,10 @@ class Teller {
       case 'browse': {
         await this.#begin();
         await this.#look(SQL.own, null);
+        await this.#recall(this.#latest);
         await this.#think();
         await this.#look(SQL.own, null);
+        await this.#recall(this.#latest);
         return this.#commit('COMMIT', null, null);
       }
       default:
@@ -336,23 +364,33 @@ class Teller {
     }
   }
 
-  async #transfer(kind: 'transfer' | 'abandon' | 'savepoint', entry: Entry): Promise<Answer> {
+  async #transfer(kind: 'transfer' | 'abandon' | 'savepoint', entry: Draft): Promise<Answer> {
     const { random } = this.#options;
     const incoming = entry.target === this.#account;
     await this.#begin();
     await this.#look(SQL.lock, entry);
+    this.#take(entry, await this.#ask({ name: 'enter', text: SQL.enter, values: rowOf(entry) }, entry));
+    this.#written = 1;
     await this.#think();
-    if (random() < 0.3) await this.#look(SQL.own, entry);
+    if (random() < 0.3) {
+      await this.#look(SQL.own, entry);
+      await this.#recall(entry);
+    }
     await this.#ask({ text: SQL.add, values: [incoming ? entry.amount : -entry.amount, this.#account] }, entry);
     if (kind === 'savepoint') {
       await this.#ask({ text: 'SAVEPOINT here' }, entry);
+      await this.#ask({ text: SQL.leg, values: [entry.given?.id ?? null, this.#account, 0] }, entry);
       await this.#fail(entry);
       await this.#ask({ text: 'ROLLBACK TO SAVEPOINT here' }, entry);
     }
     if (random() < 0.3) await this.#think();
+    const legs = sidesOf(entry).flatMap((side) => [side.account, side.amount]);
+    this.#take(
+      entry,
+      await this.#ask({ name: 'legs', text: SQL.legs, values: [entry.given?.id ?? null, ...legs] }, entry),
+    );
     const [amount, shared] = incoming ? [-entry.amount, entry.source] : [entry.amount, entry.target];
     await this.#ask({ text: `UPDATE accounts SET balance = balance + ${amount} WHERE id = ${shared}` }, entry);
-    await this.#ask({ name: 'enter', text: SQL.enter, values: rowOf(entry) }, entry);
     if (kind === 'abandon') {
       await this.#ask({ text: 'ROLLBACK' }, entry);
       return 'refused';
@@ -376,18 +414,37 @@ class Teller {
     this.#balance = shown;
     if (this.#entries !== null && this.#options.random() >= 0.3) return;
     const history = await this.#ask({ text: SQL.history, values: [this.number] }, entry);
-    const entries = Number(history[0]?.entries);
+    const entries = Number(history[0]?.entries) - this.#written;
     if (this.#entries !== null && entries !== this.#entries) this.#wrong('ledger rows', this.#entries, entries);
     this.#entries = entries;
   }
 
-  #wrong(what: string, expected: number, seen: number): void {
+  /** Reads an entry of the client's own by the id that it was given, and compares. */
+  async #recall(entry: Draft | null): Promise<void> {
+    if (entry?.given == null) return;
+    const { id, at, token } = entry.given;
+    const rows = await this.#ask({ text: SQL.recall, values: [id] }, entry);
+    const seen = rows.map((row) => [row.reference, row.at, row.token].join(' ')).join(', ');
+    const expected = [entry.reference, at, token].join(' ');
+    if (seen !== expected) this.#wrong(`entry ${id}`, expected, seen);
+  }
+
+  /** Remembers what the server made up: for the entry, then for its legs. */
+  #take(entry: Draft, rows: readonly Row[]): void {
+    for (const { id, at, token } of rows) {
+      if (entry.given === null) entry.given = { id: id!, at: at!, token: token! };
+      else entry.legs.push({ id: id!, ...sidesOf(entry)[entry.legs.length] });
+    }
+  }
+
+  #wrong(what: string, expected: number | string, seen: number | string): void {
     this.#workload.wrongReads.push({ client: this.number, what, expected, seen });
   }
 
-  async #commit(text: string, values: (string | number | null)[] | null, entry: Entry | null): Promise<Answer> {
+  async #commit(text: string, values: Values | null, entry: Draft | null): Promise<Answer> {
     this.committing = true;
-    await this.#ask(values === null ? { text } : { text, values }, entry);
+    const rows = await this.#ask(values === null ? { text } : { text, values }, entry);
+    if (entry !== null) this.#take(entry, rows);
     return 'acknowledged';
   }
 
@@ -400,27 +457,23 @@ class Teller {
     if ((failure as { code?: string }).code !== '22012') await this.#failed(failure, 'SELECT 1 / 0', entry);
   }
 
-  async #ask(
-    query: { name?: string; text: string; values?: (string | number | null)[] },
-    entry: Entry | null,
-  ): Promise<Record<string, unknown>[]> {
+  async #ask(query: { name?: string; text: string; values?: Values }, entry: Entry | null): Promise<Row[]> {
     try {
-      return (await this.#send(query)).rows;
+      return await this.#send(query);
     } catch (error) {
       return this.#failed(error, query.text, entry);
     }
   }
 
-  async #send(query: {
-    name?: string;
-    text: string;
-    values?: unknown[];
-  }): Promise<{ rows: Record<string, unknown>[] }> {
+  /** The rows of all statements of the text, in their order. */
+  async #send(query: { name?: string; text: string; values?: Values }): Promise<Row[]> {
     const sent = now();
     const pg = this.#pg!;
     this.waitingSince = sent;
     try {
-      return await pg.query(query);
+      const results = await pg.query<Row>({ ...query, types: AS_TEXT });
+      // Of a text with several statements the driver makes a list.
+      return [results].flat().flatMap(({ rows }) => rows);
     } finally {
       this.waitingSince = null;
       this.answers?.push({ sent, answered: now() });
@@ -429,7 +482,7 @@ class Teller {
 
   /** Notes the error, and gets the connection out of the transaction or gives it up. Always throws. */
   async #failed(error: unknown, text: string, entry: Entry | null): Promise<never> {
-    this.#note(error, text, entry?.id ?? null);
+    this.#note(error, text, entry?.reference ?? null);
     const { code, severity } = error as { code?: string; severity?: string };
     const alive = code !== undefined && severity === 'ERROR' && this.#pg !== null;
     if (!alive) {
@@ -444,13 +497,13 @@ class Teller {
     try {
       await this.#send({ text: 'ROLLBACK' });
     } catch (again) {
-      this.#note(again, 'ROLLBACK', entry?.id ?? null);
+      this.#note(again, 'ROLLBACK', entry?.reference ?? null);
       this.drop();
     }
     throw new Broken();
   }
 
-  #note(error: unknown, text: string, id: string | null): void {
+  #note(error: unknown, text: string, reference: string | null): void {
     const { code, severity, message } = error as { code?: string; severity?: string; message?: string };
     this.#workload.errors.push({
       client: this.number,
@@ -458,7 +511,7 @@ class Teller {
       code: severity === undefined ? '' : (code ?? ''),
       message: String(message),
       during: text.replace(/\s+/g, ' ').slice(0, 60),
-      id,
+      reference,
       at: now(),
     });
   }
@@ -468,6 +521,6 @@ class Teller {
   }
 }
 
-function rowOf({ id, client, source, target, amount }: Entry): (string | number | null)[] {
-  return [id, client, source, target, amount];
+function rowOf({ reference, client, source, target, amount }: Entry): Values {
+  return [reference, client, source, target, amount];
 }
