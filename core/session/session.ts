@@ -460,9 +460,10 @@ export class Session implements Sink {
   private dispatchAnew(pending: Pending, bytes: Uint8Array, start: number, end: number): void {
     const record = pending.record!;
     const { request } = record;
-    const planned = this.repetitions?.get(record);
-    const repetition =
-      planned === undefined ? (this.codec.mutables?.adjust(request, bytes, start, end) ?? null) : planned;
+    const { mutables } = this.codec;
+    let repetition = this.repetitions?.get(record);
+    // What came after the plan was made.
+    if (repetition === undefined) repetition = mutables?.adjusting ? mutables.adjust(request, bytes, start, end) : null;
     if (repetition === null) {
       this.dispatch(request, pending, bytes, start, end);
       return;

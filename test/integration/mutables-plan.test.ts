@@ -400,7 +400,7 @@ describe('a unit that is repeated', () => {
       query('BEGIN'),
       query('CREATE TABLE fresh (id serial, at timestamptz DEFAULT now())'),
       query('SELECT now()'),
-      extended('INSERT INTO fresh DEFAULT VALUES RETURNING id'),
+      extended('INSERT INTO fresh DEFAULT VALUES RETURNING id + 0'),
     ]);
     const { answers } = await repeat(told);
     expect(answers).toEqual(told.answers);
@@ -446,8 +446,8 @@ describe('sequences', () => {
     expect(await last('behind')).toBe('50');
     expect(await last('below')).toBe('-9');
     expect(await last('far')).toBe('7000001');
-    const [error] = await client.query('SELECT lastval()');
-    expect(errorFields(error.bytes).code).toBe('55000');
+    const error = (await client.query('SELECT lastval()')).find(({ type }) => type === 'E');
+    expect(error && errorFields(error.bytes).code).toBe('55000');
   });
 
   it('that the user may not advance are left as they are', async () => {

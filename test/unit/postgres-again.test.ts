@@ -42,7 +42,7 @@ const CATALOGUES = [
   undefined,
   { catalogue: parseCatalogue([['v', 'f']]) },
   { catalogue: parseCatalogue([['s', 'f']]) },
-  { catalogue: parseCatalogue([['s', 'f'], ['u', 'f'], ['c', 'own.setting']]) }, // biome-ignore format: rows
+  { catalogue: parseCatalogue(['s f', 'u f', 'c own.setting'].map((row) => row.split(' '))) },
 ];
 
 /** What a codec made of the same bytes: each request with all that the core may ask about it, and each frame of its answer. */
@@ -53,11 +53,14 @@ class Listener implements Sink {
   private readonly header = { length: 0, need: 0, treatment: RELAY, boundary: false } as FrameHeader;
   /** Requests that the made-up server has not answered, by the types of their frames. */
   private readonly open: { readonly request: Request; readonly types: string }[] = [];
+  private bytes: Uint8Array | null = null;
   private at = 0;
   /** Requests that came in one go. */
   whole = 0;
 
-  constructor(private readonly random: Randomness) {
+  private requests = 0;
+
+  constructor() {
     const greeting = {
       kind: 'session',
       identity: { user: 'u', database: 'd', secret: null },
@@ -69,8 +72,10 @@ class Listener implements Sink {
     this.codec.welcome({ cancelKey: null, backendId: '1', facts: { parameters: [] } }, new Uint8Array(8));
   }
 
-  /** The client's bytes up to `end` are here. */
+  /** Of a message of the client's, what stands before `end` is here. */
   hear(bytes: Uint8Array, end: number): void {
+    if (bytes !== this.bytes) this.at = 0;
+    this.bytes = bytes;
     while (this.at < end) {
       if (!this.codec.peek(FRONTEND, bytes, this.at, end, this.header)) break;
       const { length, treatment } = this.header;
@@ -86,7 +91,7 @@ class Listener implements Sink {
     const facts = { kind, label, effect, writes, guardable, mustGuard, joined, barrier, provable };
     const sent = Buffer.from(bytes.subarray(start, end));
     this.codec.sent(request);
-    const token = this.random.below(4) === 0 ? this.codec.tokenAlong!(request, bytes, start, end) : null;
+    const token = this.requests++ % 5 === 0 ? this.codec.tokenAlong!(request, bytes, start, end) : null;
     const asked = token === null ? sent : token.bytes;
     let types = '';
     for (let at = 0; at < asked.length; at += 1 + Buffer.from(asked).readInt32BE(at + 1)) {
@@ -126,6 +131,13 @@ class Listener implements Sink {
     this.heard.push(this.codec.blockers(), this.codec.freeze());
   }
 
+  /** The server was lost, and what was open is not repeated. */
+  moved(): void {
+    this.open.length = 0;
+    this.codec.rewind();
+    this.codec.abandon();
+  }
+
   ready(status: TransactionStatus): void {
     this.heard.push(status);
   }
@@ -149,17 +161,18 @@ const ANSWERS: Readonly<Record<string, string[]>> = {
 
 /** One request, or a part of one: mostly what drivers send for a prepared statement. */
 function say(random: Randomness): Buffer {
-  const name = random.one(NAMES);
-  const portal = random.below(6) === 0 ? 'p' : '';
-  const bind = () => serialize.bind({ statement: name, portal: random.below(8) === 0 ? 'p' : portal, values: ['v', '1'] });
-  const describe = () => serialize.describe({ type: random.below(8) === 0 ? 'S' : 'P', name: portal });
+  const name = random.below(3) > 0 ? 'a' : random.one(NAMES);
+  const portal = random.below(9) === 0 ? 'p' : '';
+  const bind = () =>
+    serialize.bind({ statement: name, portal: random.below(12) === 0 ? 'p' : portal, values: ['v', '1'] });
+  const describe = () => serialize.describe({ type: random.below(12) === 0 ? 'S' : 'P', name: portal });
   const execute = () => serialize.execute({ portal, rows: random.below(3) });
-  const parse = () => serialize.parse({ name, text: random.one(TEXTS) });
+  const parse = () => serialize.parse({ name, text: random.one(TEXTS.slice(0, 1 + random.below(TEXTS.length))) });
   const close = () => serialize.close({ type: random.one(['S', 'P'] as const), name: random.one(['p', ...NAMES]) });
-  const usual = random.below(10);
-  if (usual < 4) return Buffer.concat([bind(), describe(), execute(), serialize.sync()]);
-  if (usual < 6) return Buffer.concat([bind(), execute(), serialize.sync()]);
-  if (usual < 8) return Buffer.concat([parse(), serialize.sync()]);
+  const usual = random.below(16);
+  if (usual < 11) return Buffer.concat([bind(), describe(), execute(), serialize.sync()]);
+  if (usual < 13) return Buffer.concat([bind(), execute(), serialize.sync()]);
+  if (usual < 15) return Buffer.concat([parse(), serialize.sync()]);
   const frames = Array.from({ length: random.below(6) }, () => random.one([bind, describe, execute, parse, close])());
   return Buffer.concat([...frames, random.below(8) === 0 ? serialize.flush() : serialize.sync()]);
 }
@@ -169,16 +182,15 @@ describe('a request that is understood as it was before', () => {
     const random = randomness();
     let whole = 0;
     for (let round = 0; round < 60; round++) {
-      const seed = random.below(2 ** 31);
-      const of = () => new Listener(seeded(seed));
-      const [parts, chunks] = [of(), of()];
+      const parts = new Listener();
+      const chunks = new Listener();
       for (let i = 0; i < 60; i++) {
         const requests = Buffer.concat(Array.from({ length: 1 + random.below(3) }, () => say(random)));
         for (let end = 0; end < requests.length; ) {
           end += 1 + requests.readInt32BE(end + 1);
-          listen(parts, requests, end);
+          parts.hear(requests, end);
         }
-        listen(chunks, requests, requests.length);
+        chunks.hear(requests, requests.length);
         if (random.below(10) === 0) parts.shared = chunks.shared = random.one(CATALOGUES);
         const answered = random.below(4);
         for (let k = 0; k < answered; k++) {
@@ -194,7 +206,7 @@ describe('a request that is understood as it was before', () => {
       expect(parts.whole).toBe(0);
       whole += chunks.whole;
     }
-    // What was compared is not always the same thing.
-    expect(whole).toBeGreaterThan(1000);
+    // Else both were understood in the same way.
+    expect(whole).toBeGreaterThan(500);
   });
 });

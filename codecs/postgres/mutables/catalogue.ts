@@ -12,6 +12,8 @@ export interface KnownSequence extends Sequence {
   readonly last: bigint | null;
   /** The first one that it issues, unless it was restarted. */
   readonly start: bigint;
+  /** The name alone means it in this session. */
+  readonly visible: boolean;
 }
 
 /** What was asked of a server, as plain data. */
@@ -80,6 +82,7 @@ export function* askAll(statements: readonly string[]): Exchange<((string | null
 const SEQUENCE = (oid: string): string =>
   `(SELECT pg_catalog.json_build_object('oid', s.seqrelid::pg_catalog.int8, 'schema', sn.nspname, 'name', sc.relname,
     'increment', s.seqincrement::pg_catalog.text, 'start', s.seqstart::pg_catalog.text,
+    'visible', pg_catalog.pg_table_is_visible(s.seqrelid),
     'last', CASE WHEN pg_catalog.has_sequence_privilege(s.seqrelid, 'USAGE, SELECT')
       THEN pg_catalog.pg_sequence_last_value(s.seqrelid)::pg_catalog.text END)
     FROM pg_catalog.pg_sequence s JOIN pg_catalog.pg_class sc ON sc.oid = s.seqrelid
@@ -195,6 +198,7 @@ interface DescribedSequence {
   readonly name: string;
   readonly increment: string;
   readonly start: string;
+  readonly visible: boolean;
   readonly last: string | null;
 }
 
@@ -224,13 +228,14 @@ export function* readCatalogue({ names, columns }: Wanted): Exchange<Catalogue> 
     encoding: settings[0]?.[1] ?? 'UTF8',
   };
   const addSequence = (told: DescribedSequence): number => {
-    const { oid, schema, name, increment, start, last } = told;
+    const { oid, schema, name, increment, start, visible, last } = told;
     catalogue.sequences.set(oid, {
       oid,
       schema,
       name,
       increment: BigInt(increment),
       start: BigInt(start),
+      visible,
       last: last === null ? null : BigInt(last),
     });
     return oid;
@@ -436,6 +441,17 @@ const SIMPLE = [
 
 // ----------------------------------------------------------------------------------------------------------------- schema
 
+/** The name in a text as regclass reads it; null when it is none. */
+function nameIn(text: string): { schema: string | undefined; name: string } | null {
+  const part = '(?:"((?:[^"]|"")+)"|([\\p{L}_][\\p{L}\\p{N}_$]*))';
+  const found = new RegExp(`^\\s*(?:${part}\\s*\\.\\s*)?${part}\\s*$`, 'u').exec(text);
+  if (found === null) return null;
+  const [, quotedSchema, schema, quotedName, name] = found;
+  const plain = (inQuotes: string | undefined, word: string | undefined) =>
+    inQuotes?.replaceAll('""', '"') ?? word?.toLowerCase();
+  return { schema: plain(quotedSchema, schema), name: plain(quotedName, name)! };
+}
+
 /** What a statement's names mean. */
 export class StatementSchema implements Schema {
   /**
@@ -463,7 +479,13 @@ export class StatementSchema implements Schema {
 
   sequence(text: string): Sequence | undefined {
     if (this.elsewhere && !text.includes('.')) return undefined;
-    return this.sequenceOf(this.catalogue.texts.get(text) ?? 0);
+    const asked = this.catalogue.texts.get(text);
+    if (asked !== undefined) return this.sequenceOf(asked);
+    // It was met only as what fills a column.
+    const name = nameIn(text);
+    return [...this.catalogue.sequences.values()].find(
+      (each) => each.name === name?.name && (name.schema === undefined ? each.visible : each.schema === name.schema),
+    );
   }
 
   sequenceOf(oid: number): Sequence | undefined {

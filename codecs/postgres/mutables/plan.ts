@@ -426,6 +426,7 @@ function repetitions(
   for (const reading of readings) {
     const { parsed, seen, schema, step } = reading;
     if (parsed === null) continue;
+    learn(parsed, seen, schema, knowledge);
     if (unaccounted.has(reading)) {
       for (const { name } of seen.columns ?? []) doubts[step.request].set(name, NOT_ACCOUNTED);
     } else if (!step.fixed && gathered.requests[step.request] !== null) {
@@ -437,7 +438,6 @@ function repetitions(
       for (const [name, why] of rewriting.doubts) doubts[step.request].set(name, why);
       if (rewriting.text !== null) anew[step.request].push({ reading, text: rewriting.text, more });
     }
-    learn(parsed, seen, schema, knowledge);
   }
   return anew.map((statements, i) => {
     if (statements.length === 0 && doubts[i].size === 0) return null;

@@ -381,7 +381,7 @@ const CHANGES = new Set(['InsertStmt', 'UpdateStmt', 'DeleteStmt', 'MergeStmt'])
 
 /**
  * Writes the statement so that it yields what the client saw, and nothing made up where it saw nothing.
- * @param knowledge the transaction's time, from whichever statement; of sequences what is behind this statement ({@link learn})
+ * @param knowledge the time of the transaction, from whichever statement; of sequences what was learnt of the statements before this one
  */
 export function rewrite(
   parsed: Parsed,
