@@ -29,7 +29,7 @@ import type { Startup } from './greet.js';
 import { AUTHENTICATION_OK } from './greet.js';
 import { dataRow, ownStatement, RidingToken, StatementInjection, text, XactToken } from './inject.js';
 import type { LoginFacts } from './login.js';
-import { adjust, type Gathered, gather, partAt, plan, reserve } from './mutables/plan.js';
+import { adjust, type Findings, type Gathered, gather, partAt, plan, reserve } from './mutables/plan.js';
 import type { Knowledge } from './mutables/types.js';
 import type { StatementFacts } from './sql/facts.js';
 import {
@@ -966,11 +966,11 @@ export class PostgresSession implements SessionCodec {
     };
     return {
       gather: (seen) => gather(seen, this.preparedBefore()),
-      reserve: (gathered) => reserve(gathered as Gathered[]),
-      plan: (gathered) => {
+      reserve: (gathered) => reserve(gathered as Gathered[], this.view()),
+      plan: (gathered, found) => {
         const knowledge: Knowledge = { time: null, currval: new Map(), lastval: null, held: new Map() };
         this.know(knowledge);
-        return plan(gathered as Gathered, knowledge);
+        return plan(gathered as Gathered, knowledge, this.view(), found as Findings | null);
       },
       adjusting: false,
       adjust: (request, bytes, start, end) => {
@@ -982,6 +982,15 @@ export class PostgresSession implements SessionCodec {
       prepare: (before) => new StatementInjection(before),
       partAt,
     };
+  }
+
+  /** On which depends what this session's names mean outside of its open unit. */
+  private view(): string {
+    const { identity, startup } = this.context.greeting;
+    const { params } = (startup as Startup | null) ?? { params: [] };
+    const telling = params.filter(([name]) => name !== 'application_name');
+    const statements = this.state.statements().map(({ sql }) => sql);
+    return JSON.stringify([identity.user, identity.database, telling, statements]);
   }
 
   /** Prepared statements as they were before the open unit. */

@@ -313,10 +313,14 @@ export interface Mutables {
   /**
    * Makes sure that the server never makes up again what clients hold. Over a connection logged in as their user.
    * @param gathered of all sessions of this user on this database that were moved
+   * @returns what was found out on the way and saves the same questions in {@link plan}
    */
-  reserve(gathered: readonly unknown[]): Exchange<void>;
-  /** How each of the requests that were gathered is to be repeated; null: as it is. Over the session's own new connection. */
-  plan(gathered: unknown): Exchange<readonly (Repetition | null)[]>;
+  reserve(gathered: readonly unknown[]): Exchange<unknown>;
+  /**
+   * How each of the requests that were gathered is to be repeated; null: as it is. Over the session's own new connection.
+   * @param found by {@link reserve}, for this session among others
+   */
+  plan(gathered: unknown, found: unknown): Exchange<readonly (Repetition | null)[]>;
   /** True while the client knows something of its transaction or session that this server does not: {@link adjust} is asked then. */
   readonly adjusting: boolean;
   /** The same as {@link plan} for a request of the client's own. */

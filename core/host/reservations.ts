@@ -16,7 +16,7 @@ export class Reservations {
   private readonly moving = new Set<Moving>();
   /** What is settled on the server of this instance. */
   private instance: string | null = null;
-  private readonly settled = new Set<Moving>();
+  private readonly settled = new Map<Moving, unknown>();
   /** Users of databases for which it is being done. */
   private readonly leading = new Set<string>();
   private waiting: (() => void)[] = [];
@@ -26,6 +26,11 @@ export class Reservations {
   /** The session holds values and looks for a server. */
   add(session: Moving): void {
     this.moving.add(session);
+  }
+
+  /** What was found out when it was reserved what this session holds; null when nothing was. */
+  found(session: Moving): unknown {
+    return this.settled.get(session) ?? null;
   }
 
   /** It goes on, or is no more. */
@@ -46,7 +51,7 @@ export class Reservations {
   async pass(
     identity: Identity,
     instance: string | null,
-    reserve: (sessions: readonly Moving[]) => Promise<void>,
+    reserve: (sessions: readonly Moving[]) => Promise<unknown>,
     patience: number,
     signal: AbortSignal,
   ): Promise<void> {
@@ -73,8 +78,9 @@ export class Reservations {
         if (mine.length > 0 && !this.leading.has(own)) {
           this.leading.add(own);
           try {
-            await reserve(mine);
-            for (const each of mine) if (this.moving.has(each) && this.instance === instance) this.settled.add(each);
+            const found = await reserve(mine);
+            if (this.instance !== instance) continue;
+            for (const each of mine) if (this.moving.has(each)) this.settled.set(each, found);
           } finally {
             this.leading.delete(own);
             this.wake();

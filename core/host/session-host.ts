@@ -259,9 +259,11 @@ export class SessionHost implements SessionIo {
     if (mutables === undefined) return;
     const { wire } = connection;
     let head = connection.rest;
-    const reserve = async (sessions: readonly Moving[]): Promise<void> => {
+    const reserve = async (sessions: readonly Moving[]): Promise<unknown> => {
       const exchange = mutables.reserve(sessions.map(({ gathered }) => gathered));
-      ({ rest: head } = await this.exchange(wire, exchange, head));
+      const { result, rest } = await this.exchange(wire, exchange, head);
+      head = rest;
+      return result;
     };
     const instance = connection.origin?.facts.instance ?? null;
     await env.reservations.pass(identity, instance, reserve, RESERVE_MS, this.abort.signal);
@@ -582,7 +584,8 @@ export class SessionHost implements SessionIo {
           let plan: readonly (Repetition | null)[] | null = null;
           const gathered = this.gather();
           if (gathered !== null && (session.state as string) !== 'closed') {
-            ({ result: plan, rest } = await this.exchange(wire, codec.mutables!.plan(gathered), rest));
+            const found = this.moving === null ? null : env.reservations.found(this.moving);
+            ({ result: plan, rest } = await this.exchange(wire, codec.mutables!.plan(gathered, found), rest));
           }
           if ((session.state as string) === 'closed') {
             this.discard(connection);

@@ -88,10 +88,10 @@ const M1: readonly Script[] = [
       },
     ],
     check: async (seen, ask, tag) => {
-      const times = await ask(
-        `select count(distinct at) from (select at from parent where tag = '${tag}' union all select local at time zone 'utc' from child where tag = '${tag}')`,
-      );
-      if (times[0][0] !== '1') return `one transaction with ${times[0][0]} times`;
+      const times = await ask(`select at, string_agg(what, ' ' order by what) from (
+          select name, at from parent where tag = '${tag}'
+          union all select 'child ' || n, local at time zone 'utc' from child where tag = '${tag}') t (what, at) group by at`);
+      if (times.length !== 1) return `one transaction with several times: ${times.join(' / ')}`;
       return same(seen[1].rows[0][3], seen[5].rows[0][7]) ? undefined : 'the client saw two times';
     },
   },
@@ -236,10 +236,11 @@ const M1: readonly Script[] = [
     check: async (seen, ask, tag) => {
       const off = Math.abs(time(seen[4].rows[0][0]) - Date.now());
       if (off > 600_000) return `the transaction's time is off by ${off} ms`;
-      const [[ok]] = await ask(
-        `select bool_and(p3 = g.at::timestamptz(3) and p0 = (g.at at time zone 'utc')::timestamp(0)) from child c join given g using (tag) where tag = '${tag}'`,
-      );
-      return ok === 't' ? undefined : 'the parts of one time do not fit together';
+      const [[ok, parts]] =
+        await ask(`select bool_and(p3 = g.at::timestamptz(3) and p0 = (g.at at time zone 'utc')::timestamp(0)),
+          string_agg(concat(c.n, ': ', day, ', ', p0, ', ', p3), '; ' order by c.n) || '; ' || min(g.at)
+          from child c join given g using (tag) where tag = '${tag}'`);
+      return ok === 't' ? undefined : `the parts of one time do not fit together: ${parts}`;
     },
   },
 ];

@@ -105,9 +105,9 @@ async function repeat(
   for (const { parse } of prepared.values()) await client.ask(Buffer.concat([parse, serialize.sync()]));
   const gathered = gather(seen, prepared);
   if (gathered === null) throw new Error('nothing was gathered');
-  await run(client, reserve([gathered]));
+  await run(client, reserve([gathered], ''));
   const knowledge = nothing();
-  const { result: repetitions, trips } = await run(client, plan(gathered, knowledge));
+  const { result: repetitions, trips } = await run(client, plan(gathered, knowledge, '', null));
   expect(repetitions).toHaveLength(seen.length);
   const answers: string[][] = [];
   for (const [i, { input }] of seen.entries()) answers.push(await send(client, input[0], repetitions[i]));
@@ -395,6 +395,74 @@ describe('a unit that is repeated', () => {
     expect(repetitions.map((each) => each !== null)).toEqual([false, true, false, false, false, false, true]);
   });
 
+  it('goes on in the middle of an answer, and has one time before and behind', async () => {
+    const told = await tell([
+      query('BEGIN'),
+      query("INSERT INTO plain (a) VALUES ('unseen')"),
+      query('SELECT now(), i FROM generate_series(1, 3) AS i'),
+    ]);
+    // The client got a row and a half of the last answer, and has asked more since.
+    const [answer] = told.seen[2].answer!;
+    const first = 1 + answer[4];
+    const cut = first + 1 + answer[first + 4] + 9;
+    expect(String.fromCharCode(answer[first], answer[cut - 9])).toBe('DD');
+    told.seen[2] = {
+      ...told.seen[2],
+      answer: [answer.subarray(0, first + 3), answer.subarray(first + 3, cut)],
+      done: false,
+    };
+    const late = extended("INSERT INTO plain (a, at) VALUES ('late', now())");
+    told.seen.push({ request: REQUEST, input: [late], answer: [], done: false });
+    const { answers, client } = await repeat(told);
+    expect(answers[2]).toEqual(told.answers[2]);
+    await client.query('COMMIT');
+    const times = await rows(client, "SELECT DISTINCT at FROM plain WHERE a IN ('unseen', 'late')");
+    expect(times).toEqual([[value(told.answers[2])]]);
+  });
+
+  it('goes on with a portal of an earlier request', async () => {
+    const fetch = Buffer.concat([serialize.execute({ portal: 'c', rows: 2 }), serialize.sync()]);
+    const begin = Buffer.concat([
+      serialize.parse({ name: 'cursor', text: 'SELECT now(), i FROM generate_series(1, $1::int) AS i' }),
+      serialize.bind({ portal: 'c', statement: 'cursor', values: ['5'] }),
+      serialize.describe({ type: 'P', name: 'c' }),
+      serialize.execute({ portal: 'c', rows: 2 }),
+      serialize.sync(),
+    ]);
+    const { repetitions } = await same([query('BEGIN'), begin, fetch, fetch], 'SELECT 1');
+    expect(repetitions.map((each) => each !== null)).toEqual([false, true, false, false]);
+  });
+
+  it('leaves a currval alone that nothing accounts for', async () => {
+    const told = await tell([
+      query('BEGIN'),
+      query("INSERT INTO plain (a) VALUES ('x'), ('y')"),
+      query("SELECT currval('plain_id_seq')"),
+    ]);
+    await disturb("SELECT nextval('plain_id_seq')");
+    const { answers, repetitions } = await repeat(told);
+    expect(answers[2]).not.toEqual(told.answers[2]);
+    expect(repetitions[2]?.doubts.get('currval')).toMatch(/no statement before it/);
+  });
+
+  it('keeps values in another encoding', async () => {
+    const params = { client_encoding: 'LATIN1' };
+    const latin = Buffer.from("INSERT INTO plain (a) VALUES ('\xe9') RETURNING id, a", 'latin1');
+    const told = await tell(
+      [
+        query('BEGIN'),
+        query("INSERT INTO plain (a) VALUES ('e') RETURNING id, a"),
+        message('Q', latin, '\0'),
+        query('INSERT INTO plain (a) VALUES (chr(233)) RETURNING id, a'),
+      ],
+      await login(params),
+    );
+    await disturb("SELECT nextval('plain_id_seq')");
+    const { answers, repetitions } = await repeat(told, new Map(), await login(params));
+    expect(answers[1]).toEqual(told.answers[1]);
+    expect(repetitions.slice(2)).toEqual([null, null]);
+  });
+
   it('leaves alone what it has made itself', async () => {
     const told = await tell([
       query('BEGIN'),
@@ -441,7 +509,7 @@ describe('sequences', () => {
       "SELECT setval('ahead', 90); SELECT setval('behind', 1, false); SELECT setval('below', -1, false); SELECT setval('far', 20)",
     );
     const client = await login();
-    await run(client, reserve([gather(told.seen, new Map())!, gather(told.seen, new Map())!]));
+    await run(client, reserve([gather(told.seen, new Map())!, gather(told.seen, new Map())!], ''));
     expect(await last('ahead')).toBe('90');
     expect(await last('behind')).toBe('50');
     expect(await last('below')).toBe('-9');
@@ -455,7 +523,7 @@ describe('sequences', () => {
       CREATE SEQUENCE guarded; CREATE SEQUENCE granted; CREATE ROLE little LOGIN; GRANT USAGE ON SEQUENCE granted TO little`);
     const told = await tell([query('BEGIN'), query("SELECT nextval('guarded'), nextval('granted')")]);
     await held.server.query("SELECT setval('guarded', 1, false); SELECT setval('granted', 1, false)");
-    await run(await login({ user: 'little' }), reserve([gather(told.seen, new Map())!]));
+    await run(await login({ user: 'little' }), reserve([gather(told.seen, new Map())!], ''));
     expect(await last('granted')).toBe('1');
     const { rows } = await held.server.query("SELECT nextval('granted') AS granted, nextval('guarded') AS guarded");
     expect(rows).toEqual([{ granted: '2', guarded: '1' }]);

@@ -281,6 +281,38 @@ describe('an extended request', () => {
     expect(steps([made]).map(({ fixed }) => fixed)).toEqual([false, true]);
   });
 
+  it('with the input of a COPY is left as it is, and what follows is not', () => {
+    const bytes = Buffer.concat([
+      serialize.parse({ text: '/* c */ COPY t FROM STDIN -- now()' }),
+      serialize.bind(),
+      serialize.execute(),
+      serialize.sync(),
+      message('d', 'B\0\0\0\x0a'),
+      message('c'),
+      serialize.sync(),
+    ]);
+    const copy = seen(bytes, [PARSED, BOUND, message('G', Buffer.from([0]), int16(0)), complete('COPY 1')]);
+    const shown = seen(query('SELECT now()'), [described('now'), row('2020'), complete('SELECT 1')]);
+    expect(steps([copy, shown]).map(({ fixed, failed }) => [fixed, failed])).toEqual([
+      [true, false],
+      [false, false],
+    ]);
+  });
+
+  it('that only reads in front of a statement does not keep that as it is', () => {
+    const bytes = Buffer.concat([
+      ...['/* a */ BEGIN', '-- b\nUPDATE t SET a = 1', 'INSERT INTO t DEFAULT VALUES RETURNING id'].flatMap((text) => [
+        serialize.parse({ text }),
+        serialize.bind(),
+        serialize.execute(),
+      ]),
+      serialize.sync(),
+    ]);
+    const done = (tag: string) => [PARSED, BOUND, complete(tag)];
+    const answer = [...done('BEGIN'), ...done('UPDATE 1'), PARSED, BOUND, row('1'), complete('INSERT 0 1')];
+    expect(steps([seen(bytes, answer)]).map(({ fixed }) => fixed)).toEqual([false, false, false]);
+  });
+
   it('with a Bind that is too short is left as it is', () => {
     const shown = seen(query('SELECT now()'), [described('now'), row('2020'), complete('SELECT 1')]);
     const short = seen(Buffer.concat([message('B', '\0p\0', int16(3)), serialize.sync()]), [], false);

@@ -1,6 +1,6 @@
 /** What the new server says of the names in the statements of a unit: its questions, and their answers as a {@link Schema}. */
 
-import { type Exchange, ProtocolViolation } from '../../../core/contract/index.js';
+import type { Exchange } from '../../../core/contract/index.js';
 import { dataRow, ownStatement } from '../inject.js';
 import { Backend } from './answers.js';
 import { type Node, parse, type SelectStmt, string, targets, walk } from './parse.js';
@@ -32,7 +32,7 @@ export interface Catalogue {
   readonly functions: Map<string, 'i' | 's' | 'v'>;
   /** Whether a backslash in a plain literal stands for itself. */
   readonly standardStrings: boolean;
-  /** The encoding of all texts of this session. */
+  /** The encoding of all texts of this session; empty when it is not known. */
   readonly encoding: string;
 }
 
@@ -215,7 +215,6 @@ export function* readCatalogue({ names, columns }: Wanted): Exchange<Catalogue> 
     typesQuery(columns),
     SETTINGS_QUERY,
   ]);
-  if (settings === null) throw new ProtocolViolation('the server did not tell the settings of a session', 'server');
   const catalogue: Catalogue = {
     named: new Map(),
     relations: new Map(),
@@ -224,8 +223,8 @@ export function* readCatalogue({ names, columns }: Wanted): Exchange<Catalogue> 
     sequences: new Map(),
     types: new Map((types ?? []).map(([type, modifier, name]) => [`${type}:${modifier}`, name!])),
     functions: new Map(),
-    standardStrings: settings[0]?.[0] !== 'off',
-    encoding: settings[0]?.[1] ?? 'UTF8',
+    standardStrings: settings?.[0]?.[0] === 'on',
+    encoding: settings?.[0]?.[1] ?? '',
   };
   const addSequence = (told: DescribedSequence): number => {
     const { oid, schema, name, increment, start, visible, last } = told;

@@ -63,12 +63,20 @@ const SHOWS =
   /returning|now\b|current_|local|clock|time|val\s*\(|random|uuid|txid|xact|snapshot|\bpg_|inet_|version|gen_|array_s|\bage\s*\(|today|tomorrow|yesterday/i;
 /** Statements behind which a name may mean something else: in another schema, or something that the unit itself makes. */
 const ELSEWHERE =
-  /search_path|^\s*(?:set|reset)\s+(?:local\s+|session\s+)?(?:role|schema|session\s+authorization|all)\b|^\s*(?:create|alter|drop|discard)\b/i;
+  /search_path|^(?:set|reset)\s+(?:local\s+|session\s+)?(?:role|schema|session\s+authorization|all)\b|^(?:create|alter|drop|discard)\b/i;
 /** Verbs of statements that make no object that a later one may name. */
 const MAKES_NOTHING =
-  /^\s*\(*\s*(select|insert|update|delete|merge|with|values|table|begin|start|savepoint|release|rollback|fetch|move|declare|close|lock|show|notify|listen|unlisten|explain)\b/i;
-const DEALLOCATE = /^\s*deallocate\s+(?:prepare\s+)?(?:"((?:[^"]|"")+)"|(\w+))\s*$/i;
-const DISCARD_ALL = /^\s*discard\s+all\s*$/i;
+  /^(select|insert|update|delete|merge|with|values|table|begin|start|savepoint|release|rollback|fetch|move|declare|close|lock|show|notify|listen|unlisten|explain)\b/i;
+const DEALLOCATE = /^deallocate\s+(?:prepare\s+)?(?:"((?:[^"]|"")+)"|(\w+))\s*$/i;
+const DISCARD_ALL = /^discard\s+all\s*$/i;
+
+/** White space, comments and parentheses in front of a statement's first word. */
+const LEAD = /^(?:\s|\(|--[^\n]*(?:\n|$)|\/\*[\s\S]*?\*\/)+/;
+
+/** A statement from its first word on. */
+export function fromVerb(sql: string): string {
+  return sql.replace(LEAD, '');
+}
 
 const ENVIRONMENT = { standardConformingStrings: true };
 
@@ -279,7 +287,7 @@ class Walker {
           const ended = this.execute(portal ?? null, reader, opaque);
           if (ended !== 'on') return ended === 'failed';
           const sql = portal?.statement?.sql;
-          if (sql === undefined || !MAKES_NOTHING.test(latin1(sql))) making = true;
+          if (sql === undefined || !MAKES_NOTHING.test(fromVerb(latin1(sql)))) making = true;
           break;
         }
         case Frontend.CLOSE: {
@@ -356,9 +364,10 @@ class Walker {
       place,
     };
     this.drafts.push(draft);
-    if (ELSEWHERE.test(draft.text)) this.elsewhere = true;
-    const deallocated = DEALLOCATE.exec(draft.text);
-    if (DISCARD_ALL.test(draft.text) || deallocated?.[2]?.toLowerCase() === 'all') {
+    const plain = fromVerb(draft.text);
+    if (ELSEWHERE.test(plain)) this.elsewhere = true;
+    const deallocated = DEALLOCATE.exec(plain);
+    if (DISCARD_ALL.test(plain) || deallocated?.[2]?.toLowerCase() === 'all') {
       for (const name of [...this.statements.keys(), ...this.prepared.keys()]) this.forget(name);
     } else if (deallocated !== null) {
       this.forget(deallocated[1]?.replaceAll('""', '"') ?? deallocated[2].toLowerCase());

@@ -388,9 +388,13 @@ function matchRows(sight: Sight, seen: SeenStatement): number[] {
   return sight.relation.triggers || sight.relation.kind === 'v' ? none : matchByValues(sight, seen, none);
 }
 
+/** So that very many rows do not hold up everyone else. */
+const MOST_COMPARISONS = 1_000_000;
+
 /** Rows were left out: which of them the result shows is told by the constants in VALUES, or not at all. */
 function matchByValues(sight: Sight, seen: SeenStatement, none: number[]): number[] {
   const columns = seen.columns ?? [];
+  if (none.length * seen.rows.length > MOST_COMPARISONS) return none;
   const shown = sight.returned.filter(({ cast }) => cast === null);
   const fits = (k: number, row: number): boolean =>
     shown.every(({ index, attribute }) => {
@@ -417,7 +421,16 @@ function constantText(node: Node | undefined): string | undefined {
   return undefined;
 }
 
-/** Calls inside of a piece of the text. */
-export function callsIn(calls: readonly Call[], { start, end }: Span): Call[] {
-  return calls.filter(({ span }) => span.start >= start && span.end <= end);
+/** Calls inside of a piece of the text; they are in its order. */
+export function callsIn(calls: readonly Call[], { start, end }: Span): readonly Call[] {
+  let low = 0;
+  let high = calls.length;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (calls[middle].span.start < start) low = middle + 1;
+    else high = middle;
+  }
+  let last = low;
+  while (last < calls.length && calls[last].span.start < end) last++;
+  return calls.slice(low, last);
 }

@@ -481,24 +481,18 @@ export class Edits {
     return this.#edits.some(({ start, end }) => start >= span.start && end <= span.end && end > start);
   }
 
-  /** Whether all of the span is replaced at once. */
-  covers(span: Span): boolean {
-    return this.#edits.some(({ start, end }) => start <= span.start && end >= span.end && end > start);
-  }
-
-  apply(bytes: Buffer, within: Span = { start: 0, end: bytes.length }): string {
-    const edits = this.#edits
-      .filter(({ start, end }) => start >= within.start && end <= within.end)
+  apply(bytes: Buffer): string {
+    const edits = [...this.#edits]
       // What is inserted at a place comes before what replaces the text behind it; of two replacements the longer one counts.
       .sort((a, b) => a.start - b.start || rank(a) - rank(b) || b.end - a.end || a.order - b.order);
     let text = '';
-    let at = within.start;
+    let at = 0;
     for (const edit of edits) {
       if (edit.start < at) continue;
       text += bytes.toString('utf8', at, edit.start) + edit.text;
       at = edit.end;
     }
-    return text + bytes.toString('utf8', at, within.end);
+    return text + bytes.toString('utf8', at);
   }
 }
 

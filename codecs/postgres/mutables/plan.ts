@@ -1,3 +1,4 @@
+import { isAscii } from 'node:buffer';
 import { serialize } from 'pg-protocol';
 import type { Exchange, Repetition } from '../../../core/contract/index.js';
 import {
@@ -18,12 +19,13 @@ import {
   EMPTY_CATALOGUE,
   type KnownSequence,
   literal,
+  nameKey,
   readCatalogue,
   StatementSchema,
 } from './catalogue.js';
-import { type Gathered, type PreparedStatement, type Step, walk } from './gather.js';
+import { fromVerb, type Gathered, type PreparedStatement, type Step, walk } from './gather.js';
 import { learn, namesOf, type Parsed, read, rewrite } from './rewrite.js';
-import type { Draws, Knowledge, Put, ResultColumn, Schema, SeenStatement, SeenValue } from './types.js';
+import type { Draws, Knowledge, Names, Put, ResultColumn, Schema, SeenStatement, SeenValue } from './types.js';
 
 export { partAt } from './answers.js';
 export { type Gathered, gather, type PreparedStatement } from './gather.js';
@@ -51,15 +53,47 @@ interface Description {
   readonly types: readonly number[];
 }
 
-/** Reads the statements of these units and asks the server what is needed to understand them: three round trips at most. */
-function* study(units: readonly Gathered[]): Exchange<{ catalogue: Catalogue; readings: Reading[][] }> {
+/** What was asked of a server, for whoever asks the same of it in the same failover. */
+export interface Findings {
+  /** Whose connection it was, and what names mean there: equal texts mean equal answers. */
+  readonly view: string;
+  readonly catalogue: Catalogue;
+  readonly described: ReadonlyMap<string, Description>;
+  /** What the catalogue was asked, see {@link questions}. */
+  readonly asked: ReadonlySet<string>;
+}
+
+/** What has to be asked of the catalogue, each question as a text. */
+function questions(names: readonly Names[], columns: readonly ResultColumn[]): Set<string> {
+  const asked = new Set<string>();
+  for (const { relations, functions, sequences } of names) {
+    for (const { schema, name } of relations) asked.add(`relation ${nameKey(schema, name)}`);
+    for (const { name } of functions) asked.add(`function ${name}`);
+    for (const text of sequences) asked.add(`sequence ${text}`);
+  }
+  for (const { table, type, modifier } of columns) asked.add(`relation ${table}`).add(`type ${type}:${modifier}`);
+  return asked;
+}
+
+/**
+ * Reads the statements of these units and asks the server what is needed to understand them: three round trips at most, none when it
+ * was found already.
+ */
+function* study(
+  units: readonly Gathered[],
+  view: string,
+  found: Findings | null,
+): Exchange<{ findings: Findings; catalogue: Catalogue; readings: Reading[][] }> {
+  const known = found?.view === view ? found : null;
   const drafts = units.map(({ steps, requests }) =>
     steps.map((step) => ({ step, parsed: readable(step), undescribed: undescribed(step, requests) })),
   );
   const wanted = drafts.flat().filter(({ parsed, undescribed }) => parsed !== null && undescribed);
-  const described = yield* describe(
-    wanted.map(({ step }) => step.place).flatMap((place) => (place.kind === 'bind' ? [place.parse] : [])),
-  );
+  const parses = wanted.map(({ step }) => step.place).flatMap((place) => (place.kind === 'bind' ? [place.parse] : []));
+  const described =
+    known !== null && parses.every((parse) => known.described.has(parseKey(parse)))
+      ? known.described
+      : yield* describe(parses);
   const withColumns = drafts.map((steps) =>
     steps.map(({ step, parsed, undescribed }) => {
       const { seen, place } = step;
@@ -71,10 +105,11 @@ function* study(units: readonly Gathered[]): Exchange<{ catalogue: Catalogue; re
     }),
   );
   const readables = withColumns.flat().filter(({ parsed }) => parsed !== null);
-  const catalogue = yield* readCatalogue({
-    names: readables.map(({ parsed }) => namesOf(parsed!)),
-    columns: readables.flatMap(({ seen }) => seen.columns ?? []),
-  });
+  const names = readables.map(({ parsed }) => namesOf(parsed!));
+  const columns = readables.flatMap(({ seen }) => seen.columns ?? []);
+  const asked = questions(names, columns);
+  const answered = known !== null && [...asked].every((question) => known.asked.has(question));
+  const catalogue = answered ? known.catalogue : yield* readCatalogue({ names, columns });
   const readings = withColumns.map((steps) =>
     steps.map(({ step, parsed, seen, types }): Reading => {
       const schema = new StatementSchema(catalogue, seen.columns, step.elsewhere);
@@ -84,7 +119,7 @@ function* study(units: readonly Gathered[]): Exchange<{ catalogue: Catalogue; re
       return { step, parsed: usable ? parsed : null, seen, types, schema };
     }),
   );
-  return { catalogue, readings };
+  return { findings: answered ? known : { view, catalogue, described, asked }, catalogue, readings };
 }
 
 function readable(step: Step): Parsed | null {
@@ -92,9 +127,12 @@ function readable(step: Step): Parsed | null {
 }
 
 /** Whether the server reads the text as the parser here does, and values of the answer can be put into it. */
-function sameText({ seen }: Step, { standardStrings, encoding }: Catalogue): boolean {
+function sameText({ seen, place }: Step, { standardStrings, encoding }: Catalogue): boolean {
   if (!standardStrings && seen.text.includes('\\')) return false;
-  return encoding === 'UTF8' || encoding === 'SQL_ASCII' || !/[^\0-\x7f]/.test(seen.text);
+  if (encoding === 'UTF8') return true;
+  // Values of parameters are passed on as they came; texts are written in UTF-8 here.
+  const written = place.kind === 'query' ? seen.rows.flat() : [];
+  return isAscii(Buffer.from(seen.text)) && written.every(({ bytes }) => bytes === null || isAscii(bytes));
 }
 
 /** Whether the server must be asked what the client was not told about a statement: its columns, or types of binary parameters. */
@@ -179,7 +217,7 @@ interface Drawn {
 const NOT_ACCOUNTED = 'asks for a value of a sequence that no statement before it is known to have drawn';
 /** Statements that draw from no sequence unless a function in them does. */
 const DRAWS_NOTHING =
-  /^\s*\(*\s*(select|update|delete|values|table|begin|start|savepoint|release|rollback|set|reset|show|fetch|declare|close|lock)\b/i;
+  /^(select|update|delete|values|table|begin|start|savepoint|release|rollback|set|reset|show|fetch|declare|close|lock)\b/i;
 
 /**
  * Learns from all that the client saw. Where a currval or lastval shows what an earlier INSERT of one row drew, that INSERT is told
@@ -232,7 +270,7 @@ const NO_DRAWS: Draws = { drawn: [], asked: [] };
 
 /** Whether a statement of which no draw is known may have drawn. */
 function mayDraw({ seen, failed }: Step, { parsed, schema }: Reading): boolean {
-  if (parsed === null) return !DRAWS_NOTHING.test(seen.text) || (failed && /nextval|insert/i.test(seen.text));
+  if (parsed === null) return !DRAWS_NOTHING.test(fromVerb(seen.text)) || (failed && /nextval|insert/i.test(seen.text));
   const { relations, functions } = namesOf(parsed);
   return (
     relations.some(({ schema: name, name: relation }) => schema.relation(name, relation)?.triggers !== false) ||
@@ -314,6 +352,7 @@ function* advance(held: ReadonlyMap<number, bigint>, catalogue: Catalogue): Exch
       else last.set(oid, BigInt(value));
     });
   }
+  for (const [oid, at] of last) catalogue.sequences.set(oid, { ...catalogue.sequences.get(oid)!, last: at });
   // What was drawn here is not the session's: its currval and lastval are to be as they were.
   if (touched) yield* askAll(['DISCARD SEQUENCES']);
 }
@@ -345,8 +384,8 @@ function advanceQuery({ oid, increment }: KnownSequence, missing: bigint, held: 
  * See `Mutables.reserve`. One session asks for all: what a name means is told by the oids in the answers where they tell it,
  * else by this session's search path; each session makes sure of its own once more in {@link plan}.
  */
-export function* reserve(gathered: readonly Gathered[]): Exchange<void> {
-  const { catalogue, readings } = yield* study(gathered);
+export function* reserve(gathered: readonly Gathered[], view: string): Exchange<Findings> {
+  const { findings, catalogue, readings } = yield* study(gathered, view, null);
   const held = new Map<number, bigint>();
   const knowledge: Knowledge = { time: null, currval: new Map(), lastval: null, held };
   for (const unit of readings) {
@@ -355,16 +394,26 @@ export function* reserve(gathered: readonly Gathered[]): Exchange<void> {
     }
   }
   yield* advance(held, catalogue);
+  return findings;
 }
 
 // ------------------------------------------------------------------------------------------------------------------- plan
 
-/** See `Mutables.plan`. Fills `knowledge`, which the session keeps for what the client asks later. */
-export function* plan(gathered: Gathered, knowledge: Knowledge): Exchange<(Repetition | null)[]> {
+/**
+ * See `Mutables.plan`. Fills `knowledge`, which the session keeps for what the client asks later.
+ * @param view see {@link Findings}
+ * @param found what `reserve` found for this session and others
+ */
+export function* plan(
+  gathered: Gathered,
+  knowledge: Knowledge,
+  view: string,
+  found: Findings | null,
+): Exchange<(Repetition | null)[]> {
   const {
     catalogue,
     readings: [readings],
-  } = yield* study([gathered]);
+  } = yield* study([gathered], view, found);
   const learnt = learnAll(readings, catalogue, knowledge);
   const { held } = learnt.knowledge;
   yield* advance(held, catalogue);

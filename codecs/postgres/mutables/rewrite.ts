@@ -1,4 +1,4 @@
-import { type Call, callsOf } from './calls.js';
+import type { Call } from './calls.js';
 import {
   callsIn,
   isStar,
@@ -14,15 +14,14 @@ import {
   valueRows,
   valuesOf,
 } from './insert.js';
+import { drawnByInserts } from './learn.js';
 import {
   columnName,
   contains,
   Edits,
   type InsertStmt,
   type Node,
-  parse,
   quoted,
-  type RangeVar,
   type ResTarget,
   type ReturningClause,
   type SelectStmt,
@@ -33,339 +32,12 @@ import {
   type UpdateStmt,
   walk,
 } from './parse.js';
-import type {
-  Draws,
-  Knowledge,
-  Names,
-  Put,
-  Relation,
-  Rewriting,
-  Schema,
-  SeenStatement,
-  SeenValue,
-  Sequence,
-  TableColumn,
-} from './types.js';
-import { integerOf, precisionOf, quotedLiteral, same, tellsTime, timeOf } from './values.js';
+import { changeOf, isLeft, type Parsed, positionOf } from './read.js';
+import type { Knowledge, Put, Relation, Rewriting, Schema, SeenStatement, TableColumn } from './types.js';
+import { quotedLiteral, same, tellsTime } from './values.js';
 
-/** One statement, understood. */
-export interface Parsed {
-  readonly text: string;
-  readonly source: Source;
-  readonly calls: readonly Call[];
-  /** All INSERTs, those in WITH first. */
-  readonly inserts: readonly { readonly insert: InsertStmt; readonly nested: boolean }[];
-}
-
-/**
- * Reads one statement with PostgreSQL's own parser.
- * @returns null when nothing in it can differ from server to server, or when it cannot be read
- */
-export function read(text: string): Parsed | null {
-  const source = parse(text);
-  if (source === null) return null;
-  const { statement } = source;
-  const changes = statement.InsertStmt ?? statement.UpdateStmt ?? statement.DeleteStmt ?? statement.MergeStmt;
-  if (!changes && !statement.SelectStmt) return null;
-  const calls = callsOf(source);
-  const inserts: { insert: InsertStmt; nested: boolean }[] = [];
-  let returning = false;
-  walk(statement, (kind, body) => {
-    if (kind === 'InsertStmt') inserts.unshift({ insert: body as InsertStmt, nested: body !== changes });
-    returning ||= kind === 'returningClause';
-  });
-  return calls.length === 0 && inserts.length === 0 && !returning ? null : { text, source, calls, inserts };
-}
-
-/** The names about which `learn` and `rewrite` will ask the schema. */
-export function namesOf(parsed: Parsed): Names {
-  const relations = new Map<string, { schema: string | undefined; name: string }>();
-  walk(parsed.source.statement, (kind, body) => {
-    if (kind !== 'relation') return;
-    const { schemaname: schema, relname: name } = body as RangeVar;
-    if (name !== undefined) relations.set(JSON.stringify([schema, name]), { schema, name });
-  });
-  const functions = new Map<string, { schema: string | undefined; name: string }>();
-  const sequences = new Set<string>();
-  for (const { kind, schema, name, sequence } of parsed.calls) {
-    if (kind === 'function') functions.set(JSON.stringify([schema, name]), { schema, name });
-    if (sequence !== undefined) sequences.add(sequence);
-  }
-  return { relations: [...relations.values()], functions: [...functions.values()], sequences: [...sequences] };
-}
-
-const changeOf = ({ UpdateStmt, DeleteStmt, MergeStmt }: Node): UpdateStmt | undefined =>
-  UpdateStmt ?? DeleteStmt ?? MergeStmt;
-
-/** The innermost expression of a chain of casts. */
-function uncast(node: Node | undefined): Node | undefined {
-  let inner = node;
-  while (inner?.TypeCast) inner = inner.TypeCast.arg;
-  return inner;
-}
-
-/** The call that an expression is, casts aside. */
-function callAt(calls: readonly Call[], node: Node | undefined): Call | undefined {
-  const inner = uncast(node);
-  const location = inner?.FuncCall?.location ?? inner?.SQLValueFunction?.location;
-  return location === undefined ? undefined : calls.find(({ span }) => span.start === location);
-}
-
-/** The default alone decides over a column: no value is given for it, or DEFAULT. */
-function isLeft(sight: Sight, row: number, position: number): boolean {
-  return position < 0 || itemOf(sight, row, position)?.SetToDefault !== undefined;
-}
-
-const positionOf = (sight: Sight, column: TableColumn): number => sight.listed?.indexOf(column) ?? -1;
-
-// ---------------------------------------------------------------------------------------------------------------- learn
-
-/** Values that are drawn from one sequence by one column or target. */
-interface Drawing {
-  readonly sequence: Sequence;
-  readonly attribute: number;
-  readonly rows: number | null;
-  /** By row; undefined where it was not seen. Empty where the rows are not known. */
-  readonly values: readonly (SeenValue | undefined)[];
-  /** What shows these values may also show older ones. */
-  readonly uncertain: boolean;
-  /** The nextval that draws them; none for a default. */
-  readonly calls: readonly Call[];
-}
-
-/**
- * Takes from what the client saw what later (and earlier) statements must agree with: the transaction's time, and what sequences say.
- * May be called again for the same statement: it changes nothing then, as long as no other was learnt in between.
- * @param knowledge as it is before this statement, and afterwards behind it
- */
-export function learn(parsed: Parsed, seen: SeenStatement, schema: Schema, knowledge: Knowledge): Draws {
-  for (const time of timesOf(parsed, seen, schema)) {
-    if (knowledge.time === null || precisionOf(time) > precisionOf(knowledge.time)) knowledge.time = time;
-  }
-  const drawings = [...drawnByInserts(parsed, seen, schema), ...drawnBySelect(parsed, seen, schema)].filter(
-    ({ rows }) => rows !== 0,
-  );
-  for (const call of parsed.calls) {
-    const sequence = call.kind === 'nextval' ? schema.sequence(call.sequence ?? '') : undefined;
-    const shown = drawings.some(({ calls }) => calls.includes(call));
-    if (sequence && !shown) {
-      drawings.push({ sequence, attribute: 0, rows: null, values: [], uncertain: true, calls: [call] });
-    }
-  }
-  for (const drawing of drawings) note(drawing, knowledge);
-  const last = drawings.at(-1);
-  if (last) knowledge.lastval = lastOf(last);
-  const asked = askedOf(parsed, seen, schema);
-  for (const { sequence, value } of asked) {
-    const number = integerOf(value);
-    if (number === null) continue;
-    if (sequence === null) knowledge.lastval = String(number);
-    else {
-      knowledge.currval.set(sequence, String(number));
-      hold(schema.sequenceOf(sequence), number, knowledge);
-    }
-  }
-  for (const call of parsed.calls) {
-    const sequence = call.kind === 'setval' ? schema.sequence(call.sequence ?? '') : undefined;
-    // What the server itself was told it knows by itself.
-    if (sequence) knowledge.currval.delete(sequence.oid);
-  }
-  return {
-    drawn: drawings.map(({ sequence, attribute, rows, values, uncertain }) => {
-      const aligned = !uncertain && values.length > 0 && values[0] !== undefined;
-      const until = values.indexOf(undefined);
-      const known = values.slice(0, until < 0 ? values.length : until) as SeenValue[];
-      const whole = values.slice(known.length).every((value) => value === undefined);
-      return { sequence: sequence.oid, attribute, rows, values: aligned && whole ? known : null };
-    }),
-    asked,
-  };
-}
-
-function lastOf({ values, rows, uncertain }: Drawing): string | null {
-  if (uncertain || rows === null || values.length !== rows) return null;
-  return integerOf(values.at(-1))?.toString() ?? null;
-}
-
-function note(drawing: Drawing, knowledge: Knowledge): void {
-  for (const value of drawing.values) {
-    const number = integerOf(value);
-    if (number !== null) hold(drawing.sequence, number, knowledge);
-  }
-  const last = lastOf(drawing);
-  if (last !== null) knowledge.currval.set(drawing.sequence.oid, last);
-  else knowledge.currval.delete(drawing.sequence.oid);
-}
-
-function hold(sequence: Sequence | undefined, value: bigint, knowledge: Knowledge): void {
-  if (sequence === undefined) return;
-  const before = knowledge.held.get(sequence.oid);
-  const farther = before === undefined || (sequence.increment < 0n ? value < before : value > before);
-  if (farther) knowledge.held.set(sequence.oid, value);
-}
-
-function drawnByInserts(parsed: Parsed, seen: SeenStatement, schema: Schema): Drawing[] {
-  const drawings: Drawing[] = [];
-  for (const { insert, nested } of parsed.inserts) {
-    const sight = sightOf(parsed.source, insert, nested, seen, schema);
-    if (sight === null) continue;
-    for (const column of sight.relation.columns) {
-      const drawing = drawnByColumn(parsed, sight, column, seen, schema);
-      if (drawing) drawings.push(drawing);
-    }
-  }
-  return drawings;
-}
-
-function drawnByColumn(
-  parsed: Parsed,
-  sight: Sight,
-  column: TableColumn,
-  seen: SeenStatement,
-  schema: Schema,
-): Drawing | null {
-  const { attribute, filler } = column;
-  const own = filler.kind === 'sequence' ? schema.sequenceOf(filler.sequence) : undefined;
-  const position = positionOf(sight, column);
-  const uncertain = sight.updates;
-  if (sight.layout.body.kind === 'select') {
-    const call = callAt(parsed.calls, sight.layout.body.select.targetList?.[position]?.ResTarget?.val);
-    const sequence = position < 0 ? own : call?.kind === 'nextval' ? schema.sequence(call.sequence ?? '') : undefined;
-    if (sequence === undefined) return null;
-    const values = sight.nested ? [] : seen.rows.map((_, k) => resultValue(sight, seen, k, attribute)?.value);
-    const known = !sight.nested && seen.complete && !sight.skips && sight.insert.returningClause !== undefined;
-    const calls = call && position >= 0 ? [call] : [];
-    return { sequence, attribute, rows: known ? values.length : null, values, uncertain, calls };
-  }
-  const values: (SeenValue | undefined)[] = [];
-  const calls: Call[] = [];
-  let sequence: Sequence | undefined;
-  for (let row = 0; row < (sight.count ?? 0); row++) {
-    const call = callAt(parsed.calls, position < 0 ? undefined : itemOf(sight, row, position));
-    const from = isLeft(sight, row, position)
-      ? own
-      : call?.kind === 'nextval'
-        ? schema.sequence(call.sequence ?? '')
-        : undefined;
-    // The identity column's own sequence is drawn from whatever is given.
-    const given = from ?? (sight.layout.overriding?.user ? own : undefined);
-    if (given === undefined) continue;
-    sequence = given;
-    if (call) calls.push(call);
-    values.push(knownOf(sight, seen, row, attribute)?.value);
-  }
-  return sequence ? { sequence, attribute, rows: values.length, values, uncertain, calls } : null;
-}
-
-/** Targets of the outermost SELECT by result column; empty where they cannot be told. */
-function selectTargets({ source }: Parsed, count: number): (Node | undefined)[] {
-  const list = source.statement.SelectStmt?.targetList;
-  if (list === undefined) return [];
-  return targetOfColumn(list, count, null).map((i) => list[i]?.ResTarget?.val);
-}
-
-function drawnBySelect(parsed: Parsed, seen: SeenStatement, schema: Schema): Drawing[] {
-  const select = parsed.source.statement.SelectStmt;
-  if (select === undefined) return [];
-  const drawings: Drawing[] = [];
-  const add = (call: Call | undefined, values: SeenValue[], rows: number | null) => {
-    const sequence = call?.kind === 'nextval' ? schema.sequence(call.sequence ?? '') : undefined;
-    if (call === undefined || sequence === undefined) return;
-    drawings.push({ sequence, attribute: 0, rows, values, uncertain: false, calls: [call] });
-  };
-  valuesOf(select).forEach((items, k) => {
-    for (const [i, item] of items.entries()) {
-      const value = seen.rows[k]?.[i];
-      add(callAt(parsed.calls, item), value ? [value] : [], 1);
-    }
-  });
-  selectTargets(parsed, seen.columns?.length ?? 0).forEach((target, i) => {
-    // With one row in sight it does not matter whether the client got the end: there can be one only without FROM.
-    const rows = seen.complete || (seen.rows.length === 1 && !select.fromClause) ? seen.rows.length : null;
-    const values = seen.rows.map((row) => row[i]);
-    add(callAt(parsed.calls, target), values, rows);
-  });
-  return drawings;
-}
-
-function askedOf(parsed: Parsed, seen: SeenStatement, schema: Schema): Draws['asked'][number][] {
-  const asked: Draws['asked'][number][] = [];
-  const list = selectTargets(parsed, seen.columns?.length ?? 0);
-  for (const call of parsed.calls) {
-    if (call.kind !== 'currval' && call.kind !== 'lastval') continue;
-    const sequence = call.kind === 'lastval' ? null : schema.sequence(call.sequence ?? '')?.oid;
-    if (sequence === undefined) continue;
-    const index = list.findIndex((target) => callAt(parsed.calls, target) === call);
-    asked.push({ sequence, value: seen.rows[0]?.[index] ?? null });
-  }
-  return asked;
-}
-
-/** Times that the client saw, as SQL. */
-function timesOf(parsed: Parsed, seen: SeenStatement, schema: Schema): string[] {
-  const times: string[] = [];
-  const columns = seen.columns ?? [];
-  const first = (index: number) => seen.rows.map((row) => row[index]).find((value) => value?.bytes);
-  const add = (node: Node | undefined, index: number) => {
-    const told = node && columns[index] ? tellsTime(node) : null;
-    const value = told && first(index);
-    if (!told || !value) return;
-    const { type, modifier } = columns[index];
-    const time = timeOf(value, type, modifier < 0 ? told.digits : modifier, told.zone);
-    if (time !== null) times.push(time);
-  };
-  const { SelectStmt: select, InsertStmt: insert } = parsed.source.statement;
-  const change = changeOf(parsed.source.statement);
-  if (select) selectTargets(parsed, columns.length).forEach(add);
-  const returning = (insert ?? change)?.returningClause;
-  const relation = insert
-    ? schema.relation(insert.relation.schemaname, insert.relation.relname)
-    : change && schema.relation(change.relation.schemaname, change.relation.relname);
-  if (returning) {
-    const width = insert ? (relation?.columns.length ?? null) : null;
-    const map = targetOfColumn(returning.exprs, columns.length, width);
-    map.forEach((target, index) => {
-      add(returning.exprs[target]?.ResTarget?.val, index);
-    });
-  }
-  // A trigger may have put another time there.
-  if (relation && !relation.triggers && change && parsed.source.statement.UpdateStmt) {
-    for (const { index, attribute, cast } of returnedOf(
-      returning,
-      relation,
-      seen.columns,
-      schema,
-      !change.fromClause,
-    )) {
-      const column = relation.columns.find((each) => each.attribute === attribute);
-      const set = targets(change.targetList).find(({ name, indirection }) => name === column?.name && !indirection);
-      if (cast === null) add(set?.val, index);
-    }
-  }
-  for (const each of parsed.inserts) {
-    const sight = sightOf(parsed.source, each.insert, each.nested, seen, schema);
-    if (sight === null || sight.relation.triggers || sight.updates) continue;
-    for (const column of sight.relation.columns) {
-      const shown = sight.returned.find(({ attribute, cast }) => attribute === column.attribute && cast === null);
-      if (shown === undefined || (sight.nested && sight.count !== 1)) continue;
-      const position = positionOf(sight, column);
-      const body = sight.layout.body;
-      const select = body.kind === 'select' ? body.select : undefined;
-      const left = select ? position < 0 : position < 0 || itemOf(sight, 0, position)?.SetToDefault;
-      if (left && column.filler.kind === 'time') {
-        const value = seen.rows.map((row) => row[shown.index]).find((one) => one?.bytes);
-        const time = value && timeOf(value, columns[shown.index].type, columns[shown.index].modifier);
-        if (time) times.push(time);
-      } else if (position >= 0) {
-        const target = select ? select.targetList?.[position]?.ResTarget?.val : itemOf(sight, 0, position);
-        add(target, shown.index);
-      }
-    }
-  }
-  return times;
-}
-
-// -------------------------------------------------------------------------------------------------------------- rewrite
+export { learn } from './learn.js';
+export { namesOf, type Parsed, read } from './read.js';
 
 /** Types (pg_type.dat) that the transaction's time becomes by a cast: timestamptz, timestamp, date, time, timetz. */
 const TIME_COLUMNS: ReadonlySet<number> = new Set([1184, 1114, 1082, 1083, 1266]);
@@ -516,20 +188,11 @@ class Rewriter {
   /** ON CONFLICT DO UPDATE uses the column's new value for nothing but the column itself. */
   #excludedOnlyItself({ insert }: Sight, column: TableColumn): boolean {
     const conflict = insert.onConflictClause;
-    const uses = (root: unknown): boolean => {
-      let found = false;
-      walk(root, (kind, body) => {
-        const fields = kind === 'ColumnRef' ? (body as { fields: readonly Node[] }).fields : [];
-        if (string(fields[0]) !== 'excluded') return;
-        found ||= fields[1]?.A_Star !== undefined || fields.length < 2 || string(fields[1]) === column.name;
-      });
-      return found;
-    };
     const others = targets(conflict?.targetList).filter(({ name, indirection, val }) => {
       const itself = name === column.name && !indirection && val?.ColumnRef !== undefined;
-      return !itself && uses(val);
+      return !itself && usesExcluded(val, column.name);
     });
-    return others.length === 0 && !uses(conflict?.whereClause);
+    return others.length === 0 && !usesExcluded(conflict?.whereClause, column.name);
   }
 
   /** What a row is to be given for a column that its default would fill; undefined: leave it to the default. */
@@ -645,6 +308,10 @@ class Rewriter {
   /** Rows of the client could not be told apart, or it got not all of them. */
   #doubtUnknown(sight: Sight, column: TableColumn): void {
     if (column.filler.kind === 'fixed' || column.generated) return;
+    const matched = sight.match.filter((index) => index >= 0).length;
+    const open = sight.match.some((index, row) => index >= 0 && this.#fill(sight, row, column) === undefined);
+    // What the client did not see cannot differ.
+    if (!open && matched === this.seen.rows.length && !(sight.nested && sight.count === null)) return;
     const what = column.filler.kind === 'sequence' ? 'drawn from a sequence' : 'made up by its default';
     const why = sight.updates
       ? 'ON CONFLICT may have found an older row'
@@ -656,6 +323,7 @@ class Rewriter {
 
   /** Expressions of RETURNING over columns whose values are not known. */
   #doubtComputed(sight: Sight, added: readonly { column: TableColumn; values: readonly unknown[] }[]): void {
+    if (this.seen.rows.length === 0) return;
     const open = sight.relation.columns.filter((column) => {
       const given = added.find((each) => each.column === column);
       const position = positionOf(sight, column);
@@ -666,10 +334,16 @@ class Rewriter {
     });
     const columns = this.seen.columns ?? [];
     if (open.length === 0) return;
+    for (const { name, val } of targets(sight.insert.onConflictClause?.targetList)) {
+      const target = sight.relation.columns.find((column) => column.name === name);
+      const uses = target && open.some((column) => usesExcluded(val, column.name));
+      if (uses) this.#doubtColumn(sight, target, 'computed from EXCLUDED, which a default made up');
+    }
     if (sight.nested) {
+      const shows = open.some(({ name }) => mentionsColumn(sight.insert.returningClause, name, sight.relation.name));
       columns.forEach(({ table }, index) => {
-        if (table === 0 || table === sight.relation.oid)
-          this.#doubt(index, 'computed from what an INSERT in WITH made up');
+        if (!shows || (table !== 0 && table !== sight.relation.oid)) return;
+        this.#doubt(index, 'computed from what an INSERT in WITH made up');
       });
       return;
     }
@@ -680,11 +354,11 @@ class Rewriter {
       sight.insert.relation.alias?.aliasname,
     ]);
     targetOfColumn(list, columns.length, sight.relation.columns.length).forEach((target, index) => {
-      if (columns[index].table !== 0) return;
+      if (columns[index].table !== 0 || sight.returned.some((each) => each.index === index)) return;
       walk(list[target]?.ResTarget?.val ?? {}, (kind, body) => {
         const fields = kind === 'ColumnRef' ? (body as { fields: readonly Node[] }).fields : [];
         const last = fields.at(-1);
-        if (last?.A_Star || names.has(string(last)))
+        if (last && (last.A_Star || names.has(string(last))))
           this.#doubt(index, 'computed from a column that its default made up');
       });
     });
@@ -1009,14 +683,14 @@ class Rewriter {
   /** The transaction's time, and what the sequences said last, wherever the statement asks for them. */
   #inPlace(): void {
     const { time, currval, lastval } = this.knowledge;
-    const drawn = new Set(this.parsed.calls.filter(({ kind }) => kind === 'nextval').map(({ sequence }) => sequence));
+    const drawn = this.#drawnHere();
     for (const call of this.parsed.calls) {
-      if (this.#edits.covers(call.span)) continue;
+      if (this.#settled.has(call)) continue;
       let value: string | undefined;
       if (call.kind === 'time') value = time === null ? undefined : call.time?.(time);
-      else if (call.kind === 'currval' && !drawn.has(call.sequence)) {
+      else if (call.kind === 'currval') {
         const sequence = this.schema.sequence(call.sequence ?? '');
-        value = bigintLiteral(sequence && currval.get(sequence.oid));
+        if (sequence && !drawn.has(sequence.oid)) value = bigintLiteral(currval.get(sequence.oid));
       } else if (call.kind === 'lastval' && drawn.size === 0) value = bigintLiteral(lastval);
       if (value === undefined) continue;
       if (call.from) {
@@ -1028,6 +702,17 @@ class Rewriter {
       this.#edits.replace(call.span, value);
       this.#settled.add(call);
     }
+  }
+
+  /** Sequences that the statement itself draws from: what they say meanwhile depends on the order in which it is executed. */
+  #drawnHere(): Set<number> {
+    const drawn = new Set<number>();
+    for (const call of this.parsed.calls) {
+      const sequence = call.kind === 'nextval' ? this.schema.sequence(call.sequence ?? '') : undefined;
+      if (sequence) drawn.add(sequence.oid);
+    }
+    for (const { sequence } of drawnByInserts(this.parsed, this.seen, this.schema)) drawn.add(sequence.oid);
+    return drawn;
   }
 
   /** A target whose expression was changed keeps the name that the expression gave it. */
@@ -1063,7 +748,7 @@ class Rewriter {
     const items = first < 0 ? [] : this.#source.list(this.#source.tokenAt(first)).items;
     const map = targetOfColumn(list, columns.length, null);
     for (const call of this.parsed.calls) {
-      const differs = call.kind === 'time' || call.kind === 'made-up' || call.kind === 'nextval' || this.#acts(call);
+      const differs = call.kind !== 'function' || this.#acts(call);
       if (!differs || call.kind === 'setval' || this.#settled.has(call)) continue;
       const own = items.findIndex(({ start, end }) => call.span.start >= start && call.span.end <= end);
       const words =
@@ -1073,6 +758,27 @@ class Rewriter {
       });
     }
   }
+}
+
+/** Whether an expression speaks of a column, by its name or with the whole row. */
+function mentionsColumn(root: unknown, column: string, relation: string): boolean {
+  let found = false;
+  walk(root, (kind, body) => {
+    const last = kind === 'ColumnRef' ? (body as { fields: readonly Node[] }).fields.at(-1) : undefined;
+    found ||= last?.A_Star !== undefined || [column, relation].includes(string(last) ?? '');
+  });
+  return found;
+}
+
+/** Whether an expression speaks of a column of the row that ON CONFLICT did not insert. */
+function usesExcluded(root: unknown, column: string): boolean {
+  let found = false;
+  walk(root, (kind, body) => {
+    const fields = kind === 'ColumnRef' ? (body as { fields: readonly Node[] }).fields : [];
+    if (string(fields[0]) !== 'excluded') return;
+    found ||= fields[1]?.A_Star !== undefined || fields.length < 2 || string(fields[1]) === column;
+  });
+  return found;
 }
 
 function bigintLiteral(value: string | null | undefined): string | undefined {
