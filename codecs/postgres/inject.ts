@@ -1,5 +1,12 @@
 import { serialize } from 'pg-protocol';
-import type { Injection, OutcomeToken, ServerError, TokenInjection } from '../../core/contract/index.js';
+import {
+  type Exchange,
+  type Injection,
+  type OutcomeToken,
+  ProtocolViolation,
+  type ServerError,
+  type TokenInjection,
+} from '../../core/contract/index.js';
 import { parseError } from './errors.js';
 import { formatLsn, parseLsn } from './lsn.js';
 
@@ -53,6 +60,68 @@ export class StatementInjection implements Injection {
 
   errorBytes(): Uint8Array | null {
     return this.raw;
+  }
+}
+
+/**
+ * An injection that leads an exchange which only sends own statements and wants frames: as much of it as one round trip brings.
+ * What is left goes on in another one ({@link rest}).
+ */
+export class ExchangeInjection implements Injection {
+  readonly bytes: Uint8Array;
+  readonly readies: number;
+  /** The round trip after this one; null when there is none. */
+  rest: ExchangeInjection | null = null;
+  private error: ServerError | null = null;
+  private over = false;
+
+  /** @param send what the exchange wants sent first; by default it is not begun yet */
+  constructor(
+    private readonly exchange: Exchange<void>,
+    send?: Uint8Array,
+  ) {
+    this.bytes = send ?? this.next(undefined) ?? new Uint8Array(0);
+    let readies = 0;
+    for (
+      let at = 0;
+      at < this.bytes.length;
+      at += 1 + Buffer.from(this.bytes.buffer, this.bytes.byteOffset + at + 1, 4).readInt32BE()
+    ) {
+      if (this.bytes[at] === 0x53) readies++;
+    }
+    this.readies = readies;
+  }
+
+  /** @returns what it wants sent next, if anything */
+  private next(frame: Uint8Array | undefined): Uint8Array | undefined {
+    try {
+      const step = this.exchange.next(frame);
+      this.over = step.done === true;
+      return step.done || step.value.want !== 'frame' ? undefined : step.value.send;
+    } catch (error) {
+      if (!(error instanceof ProtocolViolation)) throw error;
+      // The transaction failed meanwhile: nothing is learnt.
+      this.over = true;
+      return undefined;
+    }
+  }
+
+  frame(bytes: Uint8Array, start: number, end: number): void {
+    if (bytes[start] === 0x45) {
+      const error = parseError(bytes, start, end);
+      if (error.fatal) this.error = error;
+    }
+    if (this.over) return;
+    const send = this.next(Uint8Array.prototype.slice.call(bytes, start, end));
+    if (send !== undefined) this.rest = new ExchangeInjection(this.exchange, send);
+  }
+
+  failed(): ServerError | null {
+    return this.error;
+  }
+
+  errorBytes(): Uint8Array | null {
+    return null;
   }
 }
 

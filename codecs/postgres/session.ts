@@ -27,9 +27,17 @@ import {
 import { buildGatewayError, buildNotice, parseError } from './errors.js';
 import type { Startup } from './greet.js';
 import { AUTHENTICATION_OK } from './greet.js';
-import { dataRow, ownStatement, RidingToken, StatementInjection, text, XactToken } from './inject.js';
+import {
+  dataRow,
+  ExchangeInjection,
+  ownStatement,
+  RidingToken,
+  StatementInjection,
+  text,
+  XactToken,
+} from './inject.js';
 import type { LoginFacts } from './login.js';
-import { adjust, type Findings, type Gathered, gather, partAt, plan, reserve } from './mutables/plan.js';
+import { adjust, type Findings, type Gathered, gather, inquire, partAt, plan, reserve } from './mutables/plan.js';
 import type { Knowledge } from './mutables/types.js';
 import type { StatementFacts } from './sql/facts.js';
 import {
@@ -160,8 +168,6 @@ class PgRequest implements Request {
   /** What each executed statement does to the session, in the order of their completion; null when none does anything. */
   completions: (Executed | null)[] | null = null;
   forceToken = false;
-  /** It may draw from sequences. */
-  draws = false;
   /** What is prepared in the session may be gone after it. */
   deallocates = false;
   /** Of a COPY FROM STDIN: nothing more of its input will come. */
@@ -648,7 +654,6 @@ export class PostgresSession implements SessionCodec {
     }
     if (facts.effect === 'prepareTransaction' || (endsTransaction(facts) && facts.chain)) group.provable = false;
     if (facts.copy?.direction === 'in' && facts.copy.peer === 'client') group.barrier = true;
-    if (group.writes && facts.verb !== 'UPDATE' && facts.verb !== 'DELETE') group.draws = true;
     if (facts.verb === 'NOTIFY' || facts.functions.includes('pg_notify')) group.forceToken = true;
     const hidden = this.hidden(facts);
     if (mayDeallocate(facts, hidden)) group.deallocates = true;
@@ -958,12 +963,7 @@ export class PostgresSession implements SessionCodec {
   }
 
   private keepMutables(): Mutables & { adjusting: boolean } {
-    const forget = (request: PgRequest): void => {
-      if (request.draws && this.knowledge !== null) {
-        this.knowledge.currval.clear();
-        this.knowledge.lastval = null;
-      }
-    };
+    let asking: ExchangeInjection | null = null;
     return {
       gather: (seen) => gather(seen, this.preparedBefore()),
       reserve: (gathered) => reserve(gathered as Gathered[], this.view()),
@@ -973,10 +973,15 @@ export class PostgresSession implements SessionCodec {
         return plan(gathered as Gathered, knowledge, this.view(), found as Findings | null);
       },
       adjusting: false,
-      adjust: (request, bytes, start, end) => {
+      inquire: (_request, bytes, start, end) => {
+        if (this.knowledge === null || this.status === 'failed') return null;
+        const exchange = asking?.rest ? null : inquire(bytes.subarray(start, end), this.known, this.knowledge);
+        asking = asking?.rest ?? (exchange === null ? null : new ExchangeInjection(exchange));
+        return asking;
+      },
+      adjust: (_request, bytes, start, end) => {
         const repetition = adjust(bytes.subarray(start, end), this.known, this.knowledge!);
-        // What this request draws is what the server tells from now on.
-        forget(request as PgRequest);
+        if (this.knowledge!.time === null) this.closeKnowledge(this.knowledge!);
         return repetition;
       },
       prepare: (before) => new StatementInjection(before),

@@ -323,6 +323,11 @@ export interface Mutables {
   plan(gathered: unknown, found: unknown): Exchange<readonly (Repetition | null)[]>;
   /** True while the client knows something of its transaction or session that this server does not: {@link adjust} is asked then. */
   readonly adjusting: boolean;
+  /**
+   * What must be asked of the server, in its open transaction, before {@link adjust} understands a request; to be asked again until it
+   * is null.
+   */
+  inquire(request: Request, bytes: Uint8Array, start: number, end: number): Injection | null;
   /** The same as {@link plan} for a request of the client's own. */
   adjust(request: Request, bytes: Uint8Array, start: number, end: number): Repetition | null;
   /** An injection of {@link Repetition.before}. */

@@ -304,7 +304,8 @@ export class Session implements Sink {
   request(request: Request, bytes: Uint8Array, start: number, end: number): void {
     this.stats.requests++;
     if (request.barrier) this.barriers.push(request);
-    if (this.queue.length === 0 && this.state === 'live' && this.gates === 0 && this.plain(request)) {
+    const simple = this.queue.length === 0 && this.state === 'live' && this.gates === 0;
+    if (simple && !this.codec.mutables?.adjusting && this.plain(request)) {
       this.forward(request, null, bytes, start, end);
       return;
     }
@@ -392,7 +393,7 @@ export class Session implements Sink {
   private pump(): void {
     while (this.queue.length > 0 && this.state === 'live') {
       const item = this.queue[0];
-      if (!this.admits(item.request)) break;
+      if (!this.admits(item.request) || this.inquire(item)) break;
       this.queue.shift();
       for (const bytes of item.input) this.queued -= bytes.length;
       if (this.answerHere(item.request)) continue;
@@ -406,6 +407,24 @@ export class Session implements Sink {
     }
     this.flushOut();
     this.pressure();
+  }
+
+  /** The server is being asked what a held request needs. */
+  private inquiring = false;
+
+  /** Asks what must be known before this request can be sent as its client means it. Returns true while it has to wait. */
+  private inquire({ request, record, input: [bytes] }: Item): boolean {
+    const { mutables } = this.codec;
+    if (this.inquiring) return true;
+    if (!mutables?.adjusting || (record !== null && this.repetitions?.has(record))) return false;
+    const injection = mutables.inquire(request, bytes, 0, bytes.length);
+    if (injection === null) return false;
+    this.inquiring = true;
+    this.inject(injection, () => {
+      this.inquiring = false;
+      this.pump();
+    });
+    return true;
   }
 
   /** Answers a request without the server, when an earlier part of it failed or an error waits for the client's next request. */
@@ -1212,6 +1231,7 @@ export class Session implements Sink {
     this.readyStatus = null;
     this.abandoning = false;
     this.retryable = false;
+    this.inquiring = false;
     // A replay in progress goes back to the records, in order.
     this.records = [...this.records, ...this.replayQueue];
     this.replayQueue = [];
@@ -1505,6 +1525,7 @@ export class Session implements Sink {
     this.step('lost');
     this.pending.length = 0;
     this.gates = 0;
+    this.inquiring = false;
     this.carry = null;
     this.relayLeft = 0;
     this.io.recover();

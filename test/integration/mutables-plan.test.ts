@@ -331,6 +331,8 @@ describe('a unit that is repeated', () => {
     await disturb("SELECT nextval('child_id_seq')");
     const repeated = await repeat(told, prepared);
     expect(repeated.answers).toEqual(told.answers);
+    // Its answers do not name the columns.
+    expect(repeated.repetitions[2]?.doubts.get('column 1')).toBe('id');
     expect(repeated.trips).toBe(2);
     await repeated.client.query('COMMIT');
     const stored = await rows(repeated.client, 'SELECT id, parent FROM child ORDER BY parent DESC, id DESC LIMIT 3');
@@ -527,6 +529,14 @@ describe('sequences', () => {
     expect(await last('granted')).toBe('1');
     const { rows } = await held.server.query("SELECT nextval('granted') AS granted, nextval('guarded') AS guarded");
     expect(rows).toEqual([{ granted: '2', guarded: '1' }]);
+    // An identity needs no right on its sequence, and so it cannot be advanced by whoever may insert.
+    await held.server.query(`
+      CREATE TABLE owned (id int GENERATED ALWAYS AS IDENTITY); GRANT SELECT, INSERT ON owned TO little`);
+    const insert = await tell([query('BEGIN'), query('INSERT INTO owned DEFAULT VALUES RETURNING id')]);
+    await held.server.query('ALTER SEQUENCE owned_id_seq RESTART');
+    const { answers, repetitions } = await repeat(insert, new Map(), await login({ user: 'little' }));
+    expect(answers).toEqual(insert.answers);
+    expect(repetitions[1]?.doubts.get('id')).toBe('the user may not advance its sequence');
   });
 });
 

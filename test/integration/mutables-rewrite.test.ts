@@ -3,6 +3,7 @@ import { connect, type Socket } from 'node:net';
 import pg from 'pg';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { type Catalogue, readCatalogue, StatementSchema } from '../../codecs/postgres/mutables/catalogue.js';
+import { columnName, type Node, parse } from '../../codecs/postgres/mutables/parse.js';
 import { learn, namesOf, read, rewrite } from '../../codecs/postgres/mutables/rewrite.js';
 import type { Knowledge, Put, ResultColumn, SeenStatement } from '../../codecs/postgres/mutables/types.js';
 import type { Exchange } from '../../core/contract/index.js';
@@ -500,6 +501,11 @@ async function open(): Promise<pg.Client> {
   return client;
 }
 
+async function release(client: pg.Client): Promise<void> {
+  clients.splice(clients.indexOf(client), 1);
+  await client.end();
+}
+
 interface Outcome {
   readonly before: Answer[];
   readonly after: Answer[];
@@ -510,7 +516,7 @@ interface Outcome {
 }
 
 /** Runs the statements, rolls them back, and runs them written anew on another connection. */
-async function repeat(each: Case, until?: number): Promise<Outcome> {
+async function repeat(each: Case, until?: number, placeholders = false): Promise<Outcome> {
   const statements = typeof each.sql === 'string' ? [each.sql] : each.sql;
   const [first, second] = [await open(), await open()];
   const before: Answer[] = [];
@@ -537,19 +543,26 @@ async function repeat(each: Case, until?: number): Promise<Outcome> {
   await second.query('BEGIN');
   for (const [i, sql] of statements.entries()) {
     const one = parsed[i];
-    const rewriting = one === null ? null : rewrite(one, seen[i], schemas[i], knowledge, put);
+    const values = [...(each.params ?? [])];
+    const placeholder: Put = ({ bytes }, typeName) => {
+      values.push(bytes === null ? null : Buffer.from(bytes).toString());
+      return `$${values.length}::${typeName}`;
+    };
+    const rewriting =
+      one === null ? null : rewrite(one, seen[i], schemas[i], knowledge, placeholders ? placeholder : put);
     for (const [name, words] of rewriting?.doubts ?? []) doubts.set(name, words);
-    texts.push(rewriting?.text ?? sql);
+    const text = rewriting?.text ?? sql;
+    texts.push(text);
     try {
-      after.push(await ask(second, rewriting?.text ?? sql, each.params));
+      after.push(await ask(second, text, values));
     } catch (error) {
-      throw new Error(`${(error as Error).message}\n${rewriting?.text ?? sql}`);
+      throw new Error(`${(error as Error).message}\n${text}`);
     }
     if (one) learn(one, seen[i], schemas[i], knowledge);
   }
   const storedAfter = each.stored === undefined ? null : await ask(second, each.stored);
   await second.query('ROLLBACK');
-  await Promise.all([first.end(), second.end()]);
+  for (const client of [first, second]) await release(client);
   return { before, after, texts, doubts, stored: [stored, storedAfter], knowledge: all };
 }
 
@@ -571,27 +584,125 @@ beforeAll(async () => {
   await raw.open(held.server.port);
 });
 
-afterAll(() => raw.close());
+afterAll(async () => {
+  raw.close();
+  await Promise.all(clients.map((client) => client.end()));
+});
+
+function expectAgreement(each: Case, { before, after, texts, doubts, stored }: Outcome): void {
+  for (const [i, answer] of before.entries()) {
+    for (const name of differences(answer, after[i])) {
+      const allowed = each.doubts?.[name] !== undefined || (each.doubts && Object.keys(each.doubts).length === 0);
+      const words = `${texts[i]}\n${JSON.stringify([answer.rows, after[i].rows])}`;
+      expect(allowed ? null : `${name} differs`, words).toBe(null);
+    }
+  }
+  for (const [name, words] of Object.entries(each.doubts ?? {})) {
+    expect(doubts.get(name), `${name} in ${texts.join('; ')}`).toMatch(words);
+  }
+  if (!each.doubts) expect([...doubts], texts.join('; ')).toEqual([]);
+  expect(stored[1]?.rows, texts.join('; ')).toEqual(stored[0]?.rows);
+}
+
+const nameOf = ({ name, sql }: Case) => name ?? [sql].flat().join('; ').replaceAll('\n', ' ').slice(0, 200);
 
 describe('statements written anew', () => {
-  for (const each of CASES) {
-    const statements = typeof each.sql === 'string' ? [each.sql] : each.sql;
-    it(each.name ?? statements.join('; ').replaceAll('\n', ' ').slice(0, 200), async () => {
-      const { before, after, texts, doubts, stored } = await repeat(each);
-      for (const [i, answer] of before.entries()) {
-        for (const name of differences(answer, after[i])) {
-          const allowed = each.doubts?.[name] !== undefined || (each.doubts && Object.keys(each.doubts).length === 0);
-          expect(
-            allowed ? null : `${name} differs`,
-            `${texts[i]}\n${JSON.stringify([answer.rows, after[i].rows])}`,
-          ).toBe(null);
-        }
+  it.each(CASES.map((each) => [nameOf(each), each] as const))('%s', async (_, each) => {
+    expectAgreement(each, await repeat(each));
+  });
+});
+
+describe('statements written anew with placeholders', () => {
+  it.each(CASES.map((each) => [nameOf(each), each] as const))('%s', async (_, each) => {
+    expectAgreement(each, await repeat(each, undefined, true));
+  });
+});
+
+/** Answers of several rows of which the client got the beginning only: that stays, and the rest goes on without a clash. */
+const CUT: readonly string[] = [
+  `INSERT INTO serials (name) VALUES ('a'), ('b'), ('c') RETURNING *`,
+  `INSERT INTO always VALUES (DEFAULT, 'a'), (DEFAULT, 'b'), (DEFAULT, 'c') RETURNING id`,
+  `INSERT INTO uuids (name) VALUES ('a'), ('b') RETURNING *`,
+  `INSERT INTO users (email) VALUES ('x'), ('y'), ('z') ON CONFLICT (email) DO UPDATE SET name = 'n' RETURNING id`,
+  `INSERT INTO users (email) VALUES ('old@x'), ('y'), ('z') ON CONFLICT DO NOTHING RETURNING id, email`,
+  `INSERT INTO serials (name) SELECT label FROM source RETURNING id, name, created_at`,
+  `INSERT INTO always (name) SELECT label FROM source ORDER BY n DESC RETURNING id, name`,
+  `SELECT nextval('counter') FROM generate_series(1, 4)`,
+  `SELECT nextval('counter') + $1::int FROM generate_series(1, 4)`,
+  `VALUES (nextval('counter'), random()), (nextval('counter'), random())`,
+  `UPDATE users SET updated_at = now() RETURNING updated_at, id`,
+  `SELECT n, now() FROM source ORDER BY n`,
+  `SELECT random() AS r, generate_series(1, 3) AS i`,
+];
+
+describe('answers that were cut', () => {
+  for (const placeholders of [false, true]) {
+    it.each(CUT)(`${placeholders ? 'placeholders' : 'literals'}: %s`, async (sql) => {
+      const params = sql.includes('$1') ? [100] : [];
+      for (let until = 0, rows = 1; until < rows; until++) {
+        const { before, after, texts } = await repeat({ sql, params }, until, placeholders);
+        rows = before[0].rows.length;
+        expect(after[0].rows.length, texts[0]).toBe(rows);
+        expect(after[0].rows.slice(0, until), texts[0]).toEqual(before[0].rows.slice(0, until));
+        expect(after[0].columns, texts[0]).toEqual(before[0].columns);
       }
-      for (const [name, words] of Object.entries(each.doubts ?? {})) {
-        expect(doubts.get(name), `${name} in ${texts.join('; ')}`).toMatch(words);
-      }
-      if (!each.doubts) expect([...doubts], texts.join('; ')).toEqual([]);
-      expect(stored[1]?.rows, texts.join('; ')).toEqual(stored[0]?.rows);
     });
   }
+});
+
+it('names targets as the server does', async () => {
+  const expressions =
+    `now() | now()::date | 1 | 'a' ~ 'b' | current_date | current_timestamp(2) | localtime | (SELECT now()) | (SELECT 1) |
+    (SELECT 1 AS "Ö") | (VALUES (1)) | EXISTS (SELECT 1) | ARRAY(SELECT 1) | ARRAY[1] | ROW(1, 2) | coalesce(1, 2) | greatest(1, 2) | least(1, 2) |
+    nullif(1, 2) | CASE WHEN true THEN now() END | CASE WHEN false THEN NULL ELSE now() END | CASE WHEN true THEN 1 ELSE 2 END | 1::int8 | '1'::"char" |
+    CAST('now' AS timestamp with time zone) | interval '1 day' | (ARRAY[1, 2])[1] | (ROW(1, 2)).f1 | now() AT TIME ZONE 'UTC' | extract(year FROM now()) |
+    'a' COLLATE "C" | trim('a') | substring('abc' FROM 2) | overlay('abc' PLACING 'x' FROM 1) | position('a' IN 'ab') |
+    xmlconcat('<a/>') | json_object('a': 1) | json_array(1, 2) | json_scalar(1) | json_value('1', '$') | pg_catalog.now() | NOT true | -1 | 1 IN (1, 2) |
+    1 BETWEEN 0 AND 2 | now() IS NULL | (SELECT now() UNION SELECT now()) | (now()) | count(*) FILTER (WHERE true) OVER ()`
+      .split('|')
+      .map((each) => each.trim());
+  const client = await open();
+  for (const expression of expressions) {
+    const target = parse(`SELECT ${expression}`)?.statement.SelectStmt?.targetList?.[0]?.ResTarget;
+    const { columns } = await ask(client, `SELECT ${expression}`);
+    expect(columnName(target?.val as Node), expression).toBe(columns[0].name);
+  }
+  await release(client);
+});
+
+describe('what is learnt', () => {
+  it('holds every value that the client saw, in the direction of its sequence', async () => {
+    const { knowledge, before } = await repeat({
+      sql: [
+        `SELECT nextval('counter'), nextval('down')`,
+        `SELECT nextval('counter'), nextval('down')`,
+        `INSERT INTO serials (name) VALUES ('a'), ('b') RETURNING id`,
+      ],
+    });
+    const farthest = [before[1].rows[0][0], before[1].rows[0][1], before[2].rows[1][0]].map((value) => BigInt(value!));
+    expect([...knowledge.held.values()].sort()).toEqual(farthest.sort());
+    expect(knowledge.lastval).toBe(before[2].rows[1][0]);
+  });
+
+  it('takes the most precise time', async () => {
+    const { knowledge, before } = await repeat({
+      sql: [
+        `SELECT current_timestamp(1)`,
+        `INSERT INTO ms DEFAULT VALUES RETURNING at`,
+        `SELECT localtimestamp`,
+        `SELECT now()`,
+      ],
+    });
+    expect(knowledge.time).toBe(`'${before[3].rows[0][0]}'::timestamptz`);
+  });
+
+  it('takes no time from what is none', async () => {
+    const { knowledge } = await repeat({
+      sql: [
+        `SELECT clock_timestamp(), current_date, now() + '1 hour'`,
+        `INSERT INTO times (id) VALUES (1) RETURNING c, e, f, g`,
+      ],
+    });
+    expect(knowledge.time).toBe(null);
+  });
 });

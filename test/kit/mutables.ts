@@ -539,7 +539,7 @@ async function judge(direct: Raw, runner: Runner, outcome: Result[] | Error): Pr
   const wrong: string[] = [];
   if (!isDivergence(outcome)) wrong.push(`error ${text}`);
   else if (script.doubtful === undefined) wrong.push(`DIVERGED ${text}`);
-  else if (!names(outcome, script.doubtful)) wrong.push(`UNNAMED ${text}`);
+  else if (!names(outcome, script.doubtful) && !namesError(outcome)) wrong.push(`UNNAMED ${text}`);
   wrong.push(...(await goesOn(direct, player, script, tag)));
   return wrong.length > 0 ? told(wrong) : { ...base, outcome: 'diverged', text };
 }
@@ -551,6 +551,9 @@ export const isDivergence = ({ code, message }: { code: string; message: string 
 /** The message names one of these columns. */
 export const names = ({ message }: { message: string }, columns: readonly string[]) =>
   columns.some((column) => new RegExp(`(^|[^\\w])${column}($|[^\\w])`).test(message));
+
+/** The message names the error that the statement ended with when it was repeated: it has no column then. */
+const namesError = ({ message }: { message: string }) => /\berror\b.*\b[0-9A-Z]{5}\b/.test(message);
 
 /** After a divergence: nothing is stored, ROLLBACK works, the connection too, and the same transaction succeeds. */
 async function goesOn(direct: Raw, player: Player, script: Script, tag: string): Promise<string[]> {

@@ -209,4 +209,53 @@ describe('a request that is understood as it was before', () => {
     // Else both were understood in the same way.
     expect(whole).toBeGreaterThan(500);
   });
+
+  const { parse, bind, execute, close, sync } = serialize;
+  const prepare = (name: string, text: string) => Buffer.concat([parse({ name, text }), sync()]);
+  const run = (name: string) => Buffer.concat([bind({ statement: name }), execute({}), sync()]);
+  /** What these requests are taken for: of each its verb and its effect. */
+  const heard = (...requests: Buffer[]) => {
+    const listener = new Listener();
+    for (const bytes of requests) listener.hear(bytes, bytes.length);
+    return listener.heard.filter((each) => typeof each === 'object').map((each) => each as Request);
+  };
+  const labels = (...requests: Buffer[]) => heard(...requests).map(({ label }) => label);
+
+  it('is another one when its statement was prepared anew', () => {
+    const [select, update] = [prepare('a', 'SELECT 1'), prepare('a', 'UPDATE t SET a = 1')];
+    const expected = ['Parse', 'SELECT', 'SELECT', 'Parse', 'UPDATE', 'UPDATE'];
+    expect(labels(select, run('a'), run('a'), update, run('a'), run('a'))).toEqual(expected);
+  });
+
+  it('is unknown when its statement was closed', () => {
+    const closed = Buffer.concat([close({ type: 'S', name: 'a' }), sync()]);
+    const [, , , , last] = heard(prepare('a', 'SELECT 1'), run('a'), run('a'), closed, run('a'));
+    expect(last).toMatchObject({ label: 'statement', effect: 'write' });
+  });
+
+  it('is not the one whose name has these bytes for characters', () => {
+    // Two that stand in the same place of the table.
+    const [a, b] = ['\u0080', '\u00c2\u0080'];
+    const expected = ['Parse', 'Parse', 'UPDATE', 'SELECT', 'UPDATE', 'SELECT'];
+    const both = [prepare(a, 'SELECT 1'), prepare(b, 'UPDATE t SET a = 1')];
+    expect(labels(...both, run(b), run(a), run(b), run(a))).toEqual(expected);
+  });
+
+  it('is not the one that ran another portal than it bound', () => {
+    const named = Buffer.concat([bind({ statement: 'a', portal: 'p' }), sync()]);
+    const other = Buffer.concat([bind({ statement: 'b' }), execute({ portal: 'p' }), sync()]);
+    const both = [prepare('a', 'UPDATE t SET a = 1'), prepare('b', 'SELECT 1')];
+    expect(labels(...both, named, other, run('b'), run('b')).slice(2)).toEqual(['Sync', 'UPDATE', 'SELECT', 'SELECT']);
+  });
+
+  it('is understood anew where it runs what was prepared in SQL', () => {
+    const statements = [prepare('e', 'EXECUTE q'), prepare('w', 'PREPARE q AS UPDATE t SET a = 1')];
+    const select = prepare('r', 'PREPARE q AS SELECT 1');
+    const requests = heard(...statements, select, run('r'), run('e'), run('w'), run('e'), run('r'), run('e'));
+    expect(requests.filter(({ label }) => label === 'EXECUTE').map(({ effect }) => effect)).toEqual([
+      'read',
+      'write',
+      'read',
+    ]);
+  });
 });

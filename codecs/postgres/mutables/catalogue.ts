@@ -512,3 +512,19 @@ export const EMPTY_CATALOGUE: Catalogue = {
   standardStrings: true,
   encoding: 'UTF8',
 };
+
+/** Both, as a third one; what the second one says comes first. */
+export function mergeCatalogues(a: Catalogue, b: Catalogue): Catalogue {
+  const map = <K, V>(x: ReadonlyMap<K, V>, y: ReadonlyMap<K, V>) => new Map([...x, ...y]);
+  return {
+    named: map(a.named, b.named),
+    relations: map(a.relations, b.relations),
+    triggered: new Set([...a.triggered, ...b.triggered]),
+    texts: map(a.texts, b.texts),
+    sequences: map(a.sequences, b.sequences),
+    types: map(a.types, b.types),
+    functions: map(a.functions, b.functions),
+    standardStrings: b.standardStrings,
+    encoding: b.encoding,
+  };
+}

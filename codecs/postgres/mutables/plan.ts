@@ -19,6 +19,7 @@ import {
   EMPTY_CATALOGUE,
   type KnownSequence,
   literal,
+  mergeCatalogues,
   nameKey,
   readCatalogue,
   StatementSchema,
@@ -88,7 +89,7 @@ function* study(
   const drafts = units.map(({ steps, requests }) =>
     steps.map((step) => ({ step, parsed: readable(step), undescribed: undescribed(step, requests) })),
   );
-  const wanted = drafts.flat().filter(({ parsed, undescribed }) => parsed !== null && undescribed);
+  const wanted = drafts.flat().filter(({ undescribed }) => undescribed);
   const parses = wanted.map(({ step }) => step.place).flatMap((place) => (place.kind === 'bind' ? [place.parse] : []));
   const described =
     known !== null && parses.every((parse) => known.described.has(parseKey(parse)))
@@ -215,6 +216,7 @@ interface Drawn {
 }
 
 const NOT_ACCOUNTED = 'asks for a value of a sequence that no statement before it is known to have drawn';
+const NOT_ADVANCED = 'the user may not advance its sequence';
 /** Statements that draw from no sequence unless a function in them does. */
 const DRAWS_NOTHING =
   /^(select|update|delete|values|table|begin|start|savepoint|release|rollback|set|reset|show|fetch|declare|close|lock)\b/i;
@@ -328,8 +330,9 @@ const ROUNDS = 3;
 /**
  * Moves sequences forward until they issue none of these values again. A sequence that may not be advanced (a right is missing) is
  * left as it is.
+ * @returns the sequences that may issue them again
  */
-function* advance(held: ReadonlyMap<number, bigint>, catalogue: Catalogue): Exchange<void> {
+function* advance(held: ReadonlyMap<number, bigint>, catalogue: Catalogue): Exchange<Set<number>> {
   const last = new Map<number, bigint | null>();
   for (const oid of held.keys()) {
     const sequence = catalogue.sequences.get(oid);
@@ -355,6 +358,11 @@ function* advance(held: ReadonlyMap<number, bigint>, catalogue: Catalogue): Exch
   for (const [oid, at] of last) catalogue.sequences.set(oid, { ...catalogue.sequences.get(oid)!, last: at });
   // What was drawn here is not the session's: its currval and lastval are to be as they were.
   if (touched) yield* askAll(['DISCARD SEQUENCES']);
+  const reached = (oid: number, value: bigint): boolean => {
+    const at = last.get(oid);
+    return at !== undefined && missingValues(catalogue.sequences.get(oid)!, at, value) === 0n;
+  };
+  return new Set([...held].filter(([oid, value]) => !reached(oid, value)).map(([oid]) => oid));
 }
 
 /** How many values lie between where a sequence is and the held one; 0 when it is there or beyond. */
@@ -411,36 +419,82 @@ export function* plan(
   found: Findings | null,
 ): Exchange<(Repetition | null)[]> {
   const {
+    findings,
     catalogue,
     readings: [readings],
   } = yield* study([gathered], view, found);
   const learnt = learnAll(readings, catalogue, knowledge);
   const { held } = learnt.knowledge;
-  yield* advance(held, catalogue);
+  const stuck = yield* advance(held, catalogue);
   // One transaction has one time, for the statements too that came before the client saw it.
   knowledge.time = learnt.knowledge.time;
   for (const [sequence, value] of held) knowledge.held.set(sequence, value);
   knowledge.catalogue = catalogue;
-  return repetitions(gathered, readings, learnt.unaccounted, knowledge);
+  knowledge.asked = new Set(findings.asked);
+  return repetitions(gathered, readings, learnt.unaccounted, stuck, knowledge);
 }
 
-/** See `Mutables.adjust`. */
-export function adjust(
+/** True while a client knows something that the server does not. */
+function knows({ time, lastval, currval }: Knowledge): boolean {
+  return time !== null || lastval !== null || currval.size > 0;
+}
+
+/** A request of the client's own, read like one that was not answered yet. */
+function readLive(
   request: Uint8Array,
   prepared: ReadonlyMap<string, PreparedStatement>,
-  knowledge: Knowledge,
-): Repetition | null {
-  if (knowledge.time === null && knowledge.lastval === null && knowledge.currval.size === 0) return null;
+  catalogue: Catalogue,
+): { gathered: Gathered; readings: Reading[] } {
   const unanswered = { request: UNUSED_REQUEST, input: [request], answer: [], done: false };
   const gathered = walk([unanswered], prepared);
-  const catalogue = knowledge.catalogue ?? EMPTY_CATALOGUE;
   const readings = gathered.steps.map((step): Reading => {
     const types = step.place.kind === 'bind' ? (step.place.types ?? readParse(step.place.parse, 0).types) : [];
     const parsed = sameText(step, catalogue) ? readable(step) : null;
     const schema = new StatementSchema(catalogue, null, step.elsewhere);
     return { step, parsed, seen: step.seen, types, schema };
   });
-  return repetitions(gathered, readings, new Set(), copyOf(knowledge))[0];
+  return { gathered, readings };
+}
+
+/** See `Mutables.inquire`: asks about names that no repeated statement had. Null when nothing is to be asked. */
+export function inquire(
+  request: Uint8Array,
+  prepared: ReadonlyMap<string, PreparedStatement>,
+  knowledge: Knowledge,
+): Exchange<void> | null {
+  if (!knows(knowledge)) return null;
+  const { catalogue: before = EMPTY_CATALOGUE, asked = new Set<string>() } = knowledge;
+  const { readings } = readLive(request, prepared, before);
+  const names = readings.flatMap(({ parsed }) => (parsed === null ? [] : [namesOf(parsed)]));
+  const open = [...questions(names, [])].filter((question) => !asked.has(question));
+  if (open.length === 0) return null;
+  // Once only, whatever comes of it.
+  knowledge.asked = new Set([...asked, ...open]);
+  return (function* (): Exchange<void> {
+    const more = yield* readCatalogue({ names, columns: [] });
+    // The one before may be shared with other sessions.
+    knowledge.catalogue = mergeCatalogues(before, more);
+  })();
+}
+
+/** See `Mutables.adjust`. Takes from `knowledge` what the server will know better when it has run the request. */
+export function adjust(
+  request: Uint8Array,
+  prepared: ReadonlyMap<string, PreparedStatement>,
+  knowledge: Knowledge,
+): Repetition | null {
+  if (!knows(knowledge)) return null;
+  const catalogue = knowledge.catalogue ?? EMPTY_CATALOGUE;
+  const { gathered, readings } = readLive(request, prepared, catalogue);
+  const [repetition] = repetitions(gathered, readings, new Set(), new Set(), knowledge);
+  for (const reading of readings) {
+    const { parsed, seen, schema, step } = reading;
+    const { drawn } = parsed === null ? NO_DRAWS : learn(parsed, seen, schema, copyOf(knowledge));
+    if (drawn.length === 0 ? !mayDraw(step, reading) : !triggersDraw(reading, catalogue)) continue;
+    knowledge.currval.clear();
+    knowledge.lastval = null;
+  }
+  return repetition;
 }
 
 /** Nothing is asked of the request that bytes without an answer belong to. */
@@ -468,6 +522,7 @@ function repetitions(
   gathered: Gathered,
   readings: readonly Reading[],
   unaccounted: ReadonlySet<Reading>,
+  stuck: ReadonlySet<number>,
   knowledge: Knowledge,
 ): (Repetition | null)[] {
   const anew: Anew[][] = Array.from({ length: gathered.count }, () => []);
@@ -488,6 +543,8 @@ function repetitions(
       if (rewriting.text !== null) anew[step.request].push({ reading, text: rewriting.text, more });
     }
   }
+  for (const reading of readings) doubtStuck(reading, stuck, doubts[reading.step.request]);
+  for (const reading of readings) nameColumns(reading, doubts[reading.step.request]);
   return anew.map((statements, i) => {
     if (statements.length === 0 && doubts[i].size === 0) return null;
     const bytes = gathered.requests[i];
@@ -495,6 +552,26 @@ function repetitions(
     const written = statements.length === 0 ? { before: null, bytes } : repetition(bytes, statements);
     return written === null ? null : { ...written, doubts: doubts[i] };
   });
+}
+
+/** Says of columns whose values may be issued again why that is so. */
+function doubtStuck({ seen, schema }: Reading, stuck: ReadonlySet<number>, doubts: Map<string, string>): void {
+  for (const { name, table, attribute } of seen.columns ?? []) {
+    const filler = schema.relationOf(table)?.columns.find((column) => column.attribute === attribute)?.filler;
+    if (filler?.kind === 'sequence' && stuck.has(filler.sequence)) doubts.set(name, NOT_ADVANCED);
+  }
+}
+
+/** Where the client knows the columns without having been told in this answer, `partAt` knows only their numbers: gives them names. */
+function nameColumns({ step, seen }: Reading, doubts: Map<string, string>): void {
+  if (step.seen.columns !== null) return;
+  for (const [i, { name }] of (seen.columns ?? []).entries()) {
+    const why = doubts.get(name);
+    const words = why === undefined ? name : `${name}: ${why}`;
+    const number = `column ${i + 1}`;
+    const before = doubts.get(number);
+    doubts.set(number, before === undefined || before === words ? words : `${before}, or ${words}`);
+  }
 }
 
 /** A literal of a simple query. */

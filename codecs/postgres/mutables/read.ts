@@ -1,5 +1,5 @@
 import { type Call, callsOf } from './calls.js';
-import { itemOf, type Sight } from './insert.js';
+import { callsIn, itemOf, type Sight } from './insert.js';
 import { type InsertStmt, type Node, parse, type RangeVar, type Source, type UpdateStmt, walk } from './parse.js';
 import type { Names, TableColumn } from './types.js';
 
@@ -64,7 +64,7 @@ function uncast(node: Node | undefined): Node | undefined {
 export function callAt(calls: readonly Call[], node: Node | undefined): Call | undefined {
   const inner = uncast(node);
   const location = inner?.FuncCall?.location ?? inner?.SQLValueFunction?.location;
-  return location === undefined ? undefined : calls.find(({ span }) => span.start === location);
+  return location === undefined ? undefined : callsIn(calls, { start: location, end: location + 1 })[0];
 }
 
 /** The default alone decides over a column: no value is given for it, or DEFAULT. */

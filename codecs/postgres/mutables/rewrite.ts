@@ -614,10 +614,9 @@ class Rewriter {
       return;
     }
     const none = !select.fromClause;
-    const several = none && seen.rows.length > 1;
     const single = seen.rows.length === 1 && (seen.complete || (none && !this.#severalRows(items)));
     const volatile = items.some((span) => callsIn(this.parsed.calls, span).some((call) => this.#isVolatile(call)));
-    if (!single && volatile && (several || this.#fromFunctions(select)) && this.#answerAll(select)) return;
+    if (!single && volatile && (none || this.#fromFunctions(select)) && this.#answerAll(select)) return;
     this.#answerTargets(select.targetList ?? [], items, single, null);
   }
 

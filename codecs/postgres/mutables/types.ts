@@ -114,6 +114,8 @@ export interface Knowledge {
   readonly held: Map<number, bigint>;
   /** What the server told when the unit was repeated: for statements that the client sends later. */
   catalogue?: Catalogue;
+  /** What that catalogue was asked for; a text for each question. */
+  asked?: Set<string>;
 }
 
 /** Writes SQL that yields the value with this type: a quoted literal with a cast, or a placeholder with one. */

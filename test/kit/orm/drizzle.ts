@@ -168,7 +168,7 @@ export function drizzleApp({ port, connections, lost }: AppContext): App {
       2,
       async (draft, worker) => {
         const run = async (tx: Pick<typeof db, 'insert'>) => {
-          const values = { worker: worker.number, slot: worker.below(40), quantity: 1 + worker.below(9) };
+          const values = { worker: worker.number, slot: worker.below(12), quantity: 1 + worker.below(9) };
           const [row] = await tx
             .insert(stock)
             .values(values)

@@ -113,7 +113,7 @@ export function knexApp({ port, connections, lost }: AppContext): App {
       2,
       async (draft, worker) => {
         const run = async (trx: Knex) => {
-          const row = { worker: worker.number, slot: worker.below(40), quantity: 1 + worker.below(9) };
+          const row = { worker: worker.number, slot: worker.below(12), quantity: 1 + worker.below(9) };
           const [stored] = await trx('stock')
             .insert(row)
             .onConflict(['worker', 'slot'])

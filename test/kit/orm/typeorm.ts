@@ -243,7 +243,7 @@ export function typeormApp({ port, connections, lost }: AppContext): App {
       2,
       async (draft, worker) => {
         const run = async (manager: EntityManager) => {
-          const values = { worker: worker.number, slot: worker.below(40), quantity: 1 + worker.below(9) };
+          const values = { worker: worker.number, slot: worker.below(12), quantity: 1 + worker.below(9) };
           if (worker.below(2) === 0) {
             const { raw } = await manager
               .createQueryBuilder()
