@@ -217,6 +217,18 @@ const CASES: readonly Case[] = [
     stored: 'TABLE users',
   },
   {
+    sql: `INSERT INTO users (email, name) VALUES ('old@x', 'n') ON CONFLICT (email) DO UPDATE SET name = EXCLUDED.name, updated_at = DEFAULT RETURNING id, created_at, updated_at`,
+    stored: 'TABLE users',
+  },
+  {
+    sql: `INSERT INTO users (email, name) VALUES ('fresh@x', 'n') ON CONFLICT (email) DO UPDATE SET name = EXCLUDED.name, updated_at = DEFAULT RETURNING id, created_at, updated_at`,
+    stored: 'TABLE users',
+  },
+  {
+    sql: `UPDATE users SET updated_at = DEFAULT, name = 'd' RETURNING email, updated_at`,
+    stored: 'TABLE users',
+  },
+  {
     sql: `INSERT INTO users (email) VALUES ('old@x') ON CONFLICT (email) DO UPDATE SET updated_at = now() RETURNING *`,
     stored: 'TABLE users',
   },

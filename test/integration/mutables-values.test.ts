@@ -120,8 +120,12 @@ const SCRIPTS: readonly Script[] = [
         stored: `select id::bigint from plain where tag = '${tag}' and n = 1`,
       },
       {
-        sql: "select currval(pg_get_serial_sequence('plain', 'id')), currval('public.plain_id_seq'::regclass)",
-        stored: `select id::bigint, id::bigint from plain where tag = '${tag}' and n = 1`,
+        sql: "select currval('public.plain_id_seq'::regclass)",
+        stored: `select id::bigint from plain where tag = '${tag}' and n = 1`,
+      },
+      {
+        sql: "select currval(pg_get_serial_sequence('plain', 'id'))",
+        stored: `select id::bigint from plain where tag = '${tag}' and n = 1`,
       },
       { sql: 'insert into plain (tag, n) values ($1, 2)', params: [tag] },
       { sql: 'select lastval()', stored: `select id::bigint from plain where tag = '${tag}' and n = 2` },
@@ -176,10 +180,12 @@ const SCRIPTS: readonly Script[] = [
       const drawn = [seen[1].rows[0][1], ...seen[2].rows.map(([cell]) => cell), seen[4].rows[0][0]].map(int);
       if (new Set(drawn).size !== drawn.length) return `values twice: ${drawn}`;
       const [last, other, s] = seen[3].rows[0].map(int);
-      if (last !== s || s !== drawn[3] || other !== int(seen[1].rows[0][0]))
-        return 'the session disagrees with what was seen';
+      if (last !== s || s !== drawn[3] || other !== int(seen[1].rows[0][0])) {
+        return `lastval ${last}, currval ${other} and ${s} after ${int(seen[1].rows[0][0])} and ${drawn}`;
+      }
       const [other2, s2, last2] = seen[6].rows[0].map(int);
-      return other2 === other && s2 === drawn[4] && last2 === s2 ? undefined : 'the session disagrees afterwards';
+      if (other2 === other && s2 === drawn[4] && last2 === s2) return undefined;
+      return `currval ${other2} and ${s2}, lastval ${last2} at the end, after ${other} and ${drawn}`;
     },
   },
   {

@@ -432,6 +432,7 @@ export async function trials(
 ): Promise<Trial[]> {
   const { every = 1, behind = false, batch = 200 } = options;
   const cases: Case[] = [];
+  await stage.restore();
   const direct = await connectDirect(stage);
   let turn = 0;
   for (const script of scripts) {

@@ -200,6 +200,12 @@ function timesOf(parsed: Parsed, seen: SeenStatement, schema: Schema): string[] 
     const time = timeOf(value, type, modifier < 0 ? told.digits : modifier, told.zone);
     if (time !== null) times.push(time);
   };
+  /** The column was filled by a default that is the time. */
+  const addDefault = (index: number) => {
+    const value = first(index);
+    const time = value && timeOf(value, columns[index].type, columns[index].modifier);
+    if (time) times.push(time);
+  };
   const { SelectStmt: select, InsertStmt: insert } = parsed.source.statement;
   const change = changeOf(parsed.source.statement);
   if (select) selectTargets(parsed, columns.length).forEach(add);
@@ -225,7 +231,9 @@ function timesOf(parsed: Parsed, seen: SeenStatement, schema: Schema): string[] 
     )) {
       const column = relation.columns.find((each) => each.attribute === attribute);
       const set = targets(change.targetList).find(({ name, indirection }) => name === column?.name && !indirection);
-      if (cast === null) add(set?.val, index);
+      if (cast !== null) continue;
+      if (set?.val?.SetToDefault && column?.filler.kind === 'time') addDefault(index);
+      else add(set?.val, index);
     }
   }
   for (const each of parsed.inserts) {
@@ -239,11 +247,8 @@ function timesOf(parsed: Parsed, seen: SeenStatement, schema: Schema): string[] 
       const body = sight.layout.body;
       const select = body.kind === 'select' ? body.select : undefined;
       const left = select ? position < 0 : position < 0 || itemOf(sight, 0, position)?.SetToDefault;
-      if (left && column.filler.kind === 'time') {
-        const value = seen.rows.map((row) => row[shown.index]).find((one) => one?.bytes);
-        const time = value && timeOf(value, columns[shown.index].type, columns[shown.index].modifier);
-        if (time) times.push(time);
-      } else if (position >= 0) {
+      if (left && column.filler.kind === 'time') addDefault(shown.index);
+      else if (position >= 0) {
         const target = select ? select.targetList?.[position]?.ResTarget?.val : itemOf(sight, 0, position);
         add(target, shown.index);
       }
@@ -258,6 +263,7 @@ function isTimeEitherWay({ insert }: Sight, column: TableColumn): boolean {
     return name === column.name && !indirection;
   });
   const fields = set?.val?.ColumnRef?.fields ?? [];
+  if (set?.val?.SetToDefault) return column.filler.kind === 'time';
   const excluded = string(fields[0]) === 'excluded' && string(fields[1]) === column.name;
   return excluded || (set?.val !== undefined && isTime(set.val));
 }

@@ -28,7 +28,7 @@ export interface Node {
   readonly XmlExpr?: { readonly op: string };
   readonly JsonFuncExpr?: { readonly op: string };
   readonly ParamRef?: object;
-  readonly SetToDefault?: object;
+  readonly SetToDefault?: { readonly location: number };
   readonly MultiAssignRef?: object;
   readonly String?: { readonly sval?: string };
   readonly List?: { readonly items?: readonly Node[] };

@@ -174,6 +174,7 @@ class Rewriter {
     }
     if (sight.layout.body.kind === 'select') this.#insertSelect(sight, sight.layout.body);
     else this.#insertRows(sight);
+    this.#setDefaults(insert.onConflictClause?.targetList, sight.relation, sight.returned);
   }
 
   /** What the client saw of a column, unless that may be of an older row and the statement uses the new one's otherwise. */
@@ -508,7 +509,10 @@ class Rewriter {
     if (relation?.triggers && !this.#source.statement.DeleteStmt) {
       for (const { index } of returned) this.#doubt(index, 'filled by a trigger');
     }
-    if (this.#source.statement.UpdateStmt && relation) this.#set(change, relation, returned);
+    if (this.#source.statement.UpdateStmt && relation) {
+      this.#set(change, relation, returned);
+      this.#setDefaults(change.targetList, relation, returned);
+    }
     if (this.#source.statement.MergeStmt) this.#doubtMerge(change, relation, returned);
     this.#returning(change.returningClause, seen.complete && seen.rows.length === 1);
   }
@@ -538,6 +542,24 @@ class Rewriter {
         const call = callsIn(this.parsed.calls, right).find((each) => this.#isVolatile(each));
         if (call) this.#doubt(shown.index, `${this.#words(call)} in several rows`);
       }
+    }
+  }
+
+  /** `SET column = DEFAULT`: the time of the transaction, or what the client saw come of it. */
+  #setDefaults(list: readonly Node[] | undefined, relation: Relation, returned: readonly Returned[]): void {
+    const { seen } = this;
+    for (const { name, indirection, val } of targets(list)) {
+      const column = relation.columns.find((each) => each.name === name);
+      if (!val?.SetToDefault || indirection || !column || column.generated || column.filler.kind === 'fixed') continue;
+      const shown = returned.find(({ attribute, cast }) => cast === null && attribute === column.attribute);
+      const values = shown ? seen.rows.map((row) => row[shown.index]) : [];
+      const agree = seen.complete && values.length > 0 && values.every((value) => same(value, values[0]));
+      const seenOne = agree && !column.identityAlways ? this.put(values[0], column.typeName) : undefined;
+      const value = this.#timeFor(column) ?? seenOne;
+      const token = this.#source.tokenAt(val.SetToDefault.location);
+      const span = { start: this.#source.start(token), end: this.#source.end(token) };
+      if (value !== undefined) this.#edits.replace(span, value);
+      else if (shown) this.#doubt(shown.index, 'made up by its default');
     }
   }
 
