@@ -37,7 +37,17 @@ import {
   XactToken,
 } from './inject.js';
 import type { LoginFacts } from './login.js';
-import { adjust, type Findings, type Gathered, gather, inquire, partAt, plan, reserve } from './mutables/plan.js';
+import {
+  adjust,
+  type Findings,
+  type Gathered,
+  gather,
+  inquire,
+  partAt,
+  plan,
+  reserve,
+  unreserved,
+} from './mutables/plan.js';
 import type { Knowledge } from './mutables/types.js';
 import type { StatementFacts } from './sql/facts.js';
 import {
@@ -363,6 +373,31 @@ export class PostgresSession implements SessionCodec {
       default:
         throw new ProtocolViolation(`unknown message type ${printable(type)}`, 'client');
     }
+  }
+
+  relayed(bytes: Uint8Array, start: number, end: number): number {
+    const { head } = this;
+    if (head === null || this.rider !== null) return start;
+    const completions = !this.guarded && head.completions === null && !decides(head);
+    let at = start;
+    while (at + 5 <= end) {
+      switch (bytes[at]) {
+        case DATA_ROW:
+        case BIND_COMPLETE:
+        case ROW_DESCRIPTION:
+        case NO_DATA:
+          break;
+        case COMMAND_COMPLETE:
+          if (!completions) return at;
+          break;
+        default:
+          return at;
+      }
+      const length = lengthOf(bytes, at);
+      if (length < 4 || at + 1 + length > end) return at;
+      at += 1 + length;
+    }
+    return at;
   }
 
   /** True in the midst of a batch, where input answers no COPY: it stays in its place, and the server ignores it. */
@@ -967,6 +1002,7 @@ export class PostgresSession implements SessionCodec {
     return {
       gather: (seen) => gather(seen, this.preparedBefore()),
       reserve: (gathered) => reserve(gathered as Gathered[], this.view()),
+      unreserved: (found) => unreserved(found as Findings),
       plan: (gathered, found) => {
         const knowledge: Knowledge = { time: null, currval: new Map(), lastval: null, held: new Map() };
         this.know(knowledge);

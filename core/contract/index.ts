@@ -316,6 +316,8 @@ export interface Mutables {
    * @returns what was found out on the way and saves the same questions in {@link plan}
    */
   reserve(gathered: readonly unknown[]): Exchange<unknown>;
+  /** What {@link reserve} could not do with its user's rights: to be run as the gateway's own user on the same database. Null: nothing. */
+  unreserved(found: unknown): Exchange<void> | null;
   /**
    * How each of the requests that were gathered is to be repeated; null: as it is. Over the session's own new connection.
    * @param found by {@link reserve}, for this session among others
@@ -356,6 +358,11 @@ export interface Blocker {
 export interface SessionCodec {
   /** Reads the header at [start, end) of `bytes`; false when it needs more bytes (`out.need` of them from `start`). Throws {@link ProtocolViolation}. */
   peek(side: Side, bytes: Uint8Array, start: number, end: number, out: FrameHeader): boolean;
+  /**
+   * Where the whole frames from `start` on that {@link peek} would have relayed end: a run of them costs one call. The frame behind
+   * them, if any, is left to peek.
+   */
+  relayed?(bytes: Uint8Array, start: number, end: number): number;
   /** Understands one inspected frame. The return value matters for backend frames only. */
   decode(side: Side, bytes: Uint8Array, start: number, end: number, sink: Sink): Disposition;
 

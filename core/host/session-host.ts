@@ -263,6 +263,9 @@ export class SessionHost implements SessionIo {
       const exchange = mutables.reserve(sessions.map(({ gathered }) => gathered));
       const { result, rest } = await this.exchange(wire, exchange, head);
       head = rest;
+      const left = mutables.unreserved(result);
+      // Without the rights for it, what is made up twice shows as a divergence.
+      if (left !== null) await env.cluster.askIn(identity.database, left).catch(() => undefined);
       return result;
     };
     const instance = connection.origin?.facts.instance ?? null;

@@ -92,8 +92,10 @@ class Pending {
   notices = false;
   /** The question for the token that went along with the request. */
   token: TokenInjection | null = null;
-  /** Of a repeated request: why parts of its answer may differ. */
+  /** Of a repeated request: why parts of its answer may differ, ... */
   doubts: ReadonlyMap<string, string> | null = null;
+  /** ... and what was prepared for it. */
+  preparation: Injection | null = null;
 
   /** As if it were new. */
   reset(): this {
@@ -108,6 +110,7 @@ class Pending {
     this.notices = false;
     this.token = null;
     this.doubts = null;
+    this.preparation = null;
     return this;
   }
 }
@@ -488,7 +491,10 @@ export class Session implements Sink {
       return;
     }
     pending.doubts = repetition.doubts;
-    if (repetition.before !== null) this.inject(this.codec.mutables!.prepare(repetition.before), null);
+    if (repetition.before !== null) {
+      pending.preparation = mutables!.prepare(repetition.before);
+      this.inject(pending.preparation, null);
+    }
     this.dispatch(request, pending, repetition.bytes, 0, repetition.bytes.length);
   }
 
@@ -743,9 +749,13 @@ export class Session implements Sink {
         at += n;
         continue;
       }
-      if (!this.codec.peek(BACKEND, bytes, at, end, h)) break;
       const head = this.pending[0];
       const verifier = head?.verifier;
+      if (head !== undefined && head.injection === null && !verifier && this.verdict.length === 0) {
+        // What the client gets as it is.
+        at = this.codec.relayed?.(bytes, at, end) ?? at;
+      }
+      if (!this.codec.peek(BACKEND, bytes, at, end, h)) break;
       if (at + h.length > end) {
         if (h.length <= WHOLE || h.treatment !== RELAY || (head !== undefined && head.injection !== null)) break;
         // What answers no request is not compared, so no part of it may be taken for a part of the answer.
@@ -822,7 +832,7 @@ export class Session implements Sink {
         }
         // The unit ends here, so nothing needs to be kept; else the answer belongs to its record, without the ready.
         const closes = status === 'idle' && !this.guarding;
-        if (!closes && record !== null && at > log) this.log(record, bytes.subarray(log, at));
+        if (!closes && record !== null && at > log) this.log(record, bytes, log, at);
         log = frameEnd;
         const forward = this.readied(status, head);
         if (forward) {
@@ -908,12 +918,12 @@ export class Session implements Sink {
   /** Gives [run, at) to the client and notes [log, at) as released for the record. */
   private release(bytes: Uint8Array, run: number, at: number, log: number, record: RequestRecord | null): void {
     if (at > run) this.io.toClient(run === 0 && at === bytes.length ? bytes : bytes.subarray(run, at));
-    if (at > log && record !== null && record.status === null) this.log(record, bytes.subarray(log, at));
+    if (at > log && record !== null && record.status === null) this.log(record, bytes, log, at);
   }
 
-  private log(record: RequestRecord, bytes: Uint8Array): void {
-    record.answer.append(bytes);
-    this.unit.answerBytes += bytes.length;
+  private log(record: RequestRecord, bytes: Uint8Array, start = 0, end = bytes.length): void {
+    record.addAnswer(bytes, start, end);
+    this.unit.answerBytes += end - start;
     if (this.unit.answerBytes > this.limits.answers) {
       for (const r of this.records) if (r.answer.bytes > 0) r.answer.fold(this.canon);
       this.unit.answerBytes = 0;
@@ -1018,6 +1028,7 @@ export class Session implements Sink {
     this.answered++;
     // Emptying an array by its length gives its memory away, which the next request would ask for again.
     if (this.records.length === 1) this.records.pop();
+    else if (this.records[this.records.length - 1] === record) while (this.records.length > 0) this.records.pop();
     else this.records.splice(0, this.records.indexOf(record) + 1);
     unit.reset();
     this.repetitions = null;
@@ -1511,7 +1522,10 @@ export class Session implements Sink {
   }
 
   /** Words for the place of a divergence, without data. */
-  private whereDiverged({ record, verifier, doubts }: Pending, got: Uint8Array | null): string {
+  private whereDiverged({ record, verifier, doubts, preparation }: Pending, got: Uint8Array | null): string {
+    const refused = preparation?.failed() ?? null;
+    if (refused !== null)
+      return `: the new server did not take it with the values that were seen (error ${refused.code})`;
     const { answer } = record!;
     if (answer.folded || verifier === null) return '';
     const part = this.codec.mutables?.partAt(answer.chunks, verifier.equal, got) ?? null;

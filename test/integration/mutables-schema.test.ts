@@ -23,9 +23,9 @@ const stage = useStage(`
   create trigger force before insert on forced for each row execute function force();
 
   create table audited (id serial primary key, tag text, n int, at timestamptz default now());
-  create table audit (id serial primary key, tag text, of int, at timestamptz default now(), clock timestamptz default clock_timestamp());
+  create table audit (id serial primary key, tag text, source int, at timestamptz default now(), clock timestamptz default clock_timestamp());
   create function note() returns trigger language plpgsql as $$ begin
-    insert into audit (tag, of) values (new.tag, new.id);
+    insert into audit (tag, source) values (new.tag, new.id);
     return null;
   end $$;
   create trigger note after insert on audited for each row execute function note();
@@ -70,8 +70,8 @@ const stage = useStage(`
   create function made_up() returns bigint language sql volatile as $$ select nextval('numbers') + 1000000 $$;
   create table called (id bigint primary key default made_up(), tag text, at timestamptz default now());
   create table ruled (id serial primary key, tag text);
-  create table copied (id serial primary key, tag text, of int);
-  create rule copy as on insert to ruled do also insert into copied (tag, of) values (new.tag, new.id);
+  create table copied (id serial primary key, tag text, source int);
+  create rule copy as on insert to ruled do also insert into copied (tag, source) values (new.tag, new.id);
   create table heir_parent (id serial primary key, tag text);
   create table heir (extra uuid default gen_random_uuid()) inherits (heir_parent);
 `);
@@ -125,7 +125,7 @@ const SCRIPTS: readonly Script[] = [
   {
     name: 'AFTER trigger that writes elsewhere',
     tables: ['audited', 'audit'],
-    doubtful: ['id', 'at', 'clock', 'of'],
+    doubtful: ['id', 'at', 'clock', 'source'],
     statements: (tag) => [
       {
         sql: 'insert into audited (tag, n) values ($1, 1) returning id, at',
@@ -133,9 +133,9 @@ const SCRIPTS: readonly Script[] = [
         stored: `select id, at from audited where tag = '${tag}' and n = 1`,
       },
       {
-        sql: 'select id, of, at, clock from audit where tag = $1',
+        sql: 'select id, source, at, clock from audit where tag = $1',
         params: [tag],
-        stored: `select a.id, t.id, a.at, a.clock from audit a join audited t on t.id = a.of where a.tag = '${tag}' and t.tag = a.tag`,
+        stored: `select a.id, t.id, a.at, a.clock from audit a join audited t on t.id = a.source where a.tag = '${tag}' and t.tag = a.tag`,
       },
     ],
   },
@@ -146,7 +146,7 @@ const SCRIPTS: readonly Script[] = [
       {
         sql: 'insert into audited (tag, n) values ($1, 1) returning id, at',
         params: [tag],
-        stored: `select t.id, t.at from audited t join audit a on a.of = t.id where t.tag = '${tag}' and n = 1`,
+        stored: `select t.id, t.at from audited t join audit a on a.source = t.id where t.tag = '${tag}' and n = 1`,
       },
     ],
   },
@@ -280,7 +280,7 @@ const SCRIPTS: readonly Script[] = [
   {
     name: 'defaults of domains and of functions, rules, inheritance',
     tables: ['domains', 'called', 'ruled', 'copied', 'heir'],
-    doubtful: ['id', 'at', 'code', 'of', 'extra'],
+    doubtful: ['id', 'at', 'code', 'source', 'extra'],
     statements: (tag) => [
       {
         sql: 'insert into domains (tag) values ($1) returning *',
@@ -303,9 +303,9 @@ const SCRIPTS: readonly Script[] = [
         stored: `select id from ruled where tag = '${tag}'`,
       },
       {
-        sql: 'select of, id from copied where tag = $1',
+        sql: 'select source, id from copied where tag = $1',
         params: [tag],
-        stored: `select of, id from copied where tag = '${tag}'`,
+        stored: `select source, id from copied where tag = '${tag}'`,
       },
     ],
   },

@@ -549,9 +549,11 @@ async function judge(direct: Raw, runner: Runner, outcome: Result[] | Error): Pr
 export const isDivergence = ({ code, message }: { code: string; message: string }) =>
   code === '40001' && /the transaction was repeated after a failover and statement \d+ \(\w[\w ]*\)/.test(message);
 
-/** The message names one of these columns. */
-export const names = ({ message }: { message: string }, columns: readonly string[]) =>
-  columns.some((column) => new RegExp(`(^|[^\\w])${column}($|[^\\w])`).test(message));
+/** The message names one of these columns as the place of the difference. */
+export const names = ({ message }: { message: string }, columns: readonly string[]) => {
+  const where = message.split('answered differently than before')[1] ?? '';
+  return columns.some((column) => new RegExp(`(^|[^\\w])${column}($|[^\\w])`).test(where));
+};
 
 /** The message names the error that the statement ended with when it was repeated: it has no column then. */
 const namesError = ({ message }: { message: string }) => /\berror\b.*\b[0-9A-Z]{5}\b/.test(message);

@@ -372,7 +372,7 @@ describe('the place of a difference', () => {
     expect(partAt(answer, start + 4, row('2', 'two'))).toBe('id');
     expect(partAt(answer, start + 4, null)).toBeNull();
     expect(partAt(answer, start, complete('SELECT 1'))).toBe('the number of rows');
-    expect(partAt(answer, start, failed)).toBeNull();
+    expect(partAt(answer, start, failed)).toBe('its outcome: error 23505');
   });
 
   it('counts an error as its code', () => {

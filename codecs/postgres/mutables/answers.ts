@@ -306,10 +306,13 @@ function partOf(
   names: readonly string[],
 ): string | null {
   const type = bytes[start];
+  if (got !== null && got[0] === Backend.ERROR && wholeAt(got, 0)) {
+    return `its outcome: error ${parseError(got, 0, lengthAt(got, 0)).code}`;
+  }
   const column = (i: number): string => names[i] ?? `column ${i + 1}`;
   if (type === Backend.COMMAND_COMPLETE) return ROW_COUNT;
   if (type !== Backend.DATA_ROW) return type === Backend.ROW_DESCRIPTION ? 'the columns of the result' : null;
-  if (got !== null && got[0] !== Backend.DATA_ROW) return got[0] === Backend.ERROR ? null : ROW_COUNT;
+  if (got !== null && got[0] !== Backend.DATA_ROW) return ROW_COUNT;
   if (got !== null && wholeAt(got, 0) && wholeAt(bytes, start)) {
     const before = dataRow(bytes, start, start + lengthAt(bytes, start));
     const now = dataRow(got, 0, got.length);

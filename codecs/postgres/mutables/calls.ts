@@ -19,7 +19,7 @@ export interface Call {
   readonly schema: string | undefined;
   readonly name: string;
   readonly span: Span;
-  /** The literal argument of a sequence function. */
+  /** What a sequence function names: a literal, or a table and a column with {@link SERIAL} between them. */
   readonly sequence: string | undefined;
   /** Of the time: SQL with `T` for it. */
   readonly time: ((t: string) => string) | undefined;
@@ -107,6 +107,24 @@ export function literal(node: Node | undefined): string | undefined {
   return inner?.A_Const?.sval === undefined ? undefined : (inner.A_Const.sval.sval ?? '');
 }
 
+/** Between the table and the column of a sequence that is named by them. */
+export const SERIAL = '\u0001';
+
+/** How an argument names a sequence: by a literal, or by pg_get_serial_sequence of two. */
+function sequenceText(node: Node | undefined): string | undefined {
+  let inner = node;
+  while (inner?.TypeCast) inner = inner.TypeCast.arg;
+  const call = inner?.FuncCall;
+  if (call === undefined) return literal(inner);
+  const [name, schema] = [
+    string(call.funcname.at(-1)),
+    call.funcname.length > 1 ? string(call.funcname.at(-2)) : 'pg_catalog',
+  ];
+  if (name !== 'pg_get_serial_sequence' || schema !== 'pg_catalog') return undefined;
+  const [table, column] = [literal(call.args?.[0]), literal(call.args?.[1])];
+  return table === undefined || column === undefined ? undefined : `${table}${SERIAL}${column}`;
+}
+
 /** All calls of a statement that may differ, in the order of the text. */
 export function callsOf(source: Source): Call[] {
   const calls: Call[] = [];
@@ -160,7 +178,7 @@ function callOf(source: Source, node: Node): Omit<Call, 'from'> | null {
     schema: call.funcname.length > 1 ? string(call.funcname.at(-2)) : undefined,
     name: string(call.funcname.at(-1)) ?? '',
     span: { start, end: source.end(source.closing(open)) },
-    sequence: SEQUENCE_CALLS.has(kind) ? literal(call.args?.[0]) : undefined,
+    sequence: SEQUENCE_CALLS.has(kind) ? sequenceText(call.args?.[0]) : undefined,
     time: kind === 'time' ? (t) => `(${t})` : undefined,
   };
 }

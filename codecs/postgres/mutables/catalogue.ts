@@ -30,6 +30,8 @@ export interface Catalogue {
   readonly types: Map<string, string>;
   /** By {@link nameKey}. */
   readonly functions: Map<string, 'i' | 's' | 'v'>;
+  /** Names of functions that draw from sequences which nobody can tell from outside. */
+  readonly drawing: Set<string>;
   /** Whether a backslash in a plain literal stands for itself. */
   readonly standardStrings: boolean;
   /** The encoding of all texts of this session; empty when it is not known. */
@@ -148,14 +150,44 @@ function relationsQuery(names: Iterable<string>, oids: Iterable<number>): string
   WHERE c.relkind IN ('r', 'p', 'v', 'f')`;
 }
 
+/** As pg_get_serial_sequence finds them where a text names a table and a column; without its errors. */
 const sequencesQuery = (texts: Iterable<string>): string =>
-  `SELECT text, ${SEQUENCE('pg_catalog.to_regclass(text)::pg_catalog.oid')}::pg_catalog.text
+  `SELECT text, ${SEQUENCE(`coalesce(
+      pg_catalog.to_regclass(CASE WHEN pg_catalog.strpos(text, pg_catalog.chr(1)) = 0 THEN text END)::pg_catalog.oid,
+      (SELECT d.objid FROM pg_catalog.pg_depend d
+        JOIN pg_catalog.pg_class k ON k.oid = d.objid AND k.relkind = 'S'
+        JOIN pg_catalog.pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+        WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
+          AND d.deptype IN ('a', 'i') AND a.attname = pg_catalog.split_part(text, pg_catalog.chr(1), 2)
+          AND d.refobjid = pg_catalog.to_regclass(pg_catalog.split_part(text, pg_catalog.chr(1), 1))::pg_catalog.oid LIMIT 1))`)}::pg_catalog.text
     FROM pg_catalog.unnest(${array(texts, 'text')}) AS text`;
+
+/** Asks how far sequences are. Those that the user may not look at come without their last value. */
+export function* readSequences(oids: Iterable<number>): Exchange<Map<number, KnownSequence>> {
+  const [rows] = yield* askAll([
+    `SELECT ${SEQUENCE('oid')}::pg_catalog.text FROM pg_catalog.unnest(${array([...oids].map(String), 'oid')}) AS oid`,
+  ]);
+  const told = (rows ?? []).flatMap(([row]) => (row === null ? [] : [knownSequence(JSON.parse(row))]));
+  return new Map(told.map((sequence) => [sequence.oid, sequence]));
+}
+
+function knownSequence({ oid, schema, name, visible, increment, start, last }: DescribedSequence): KnownSequence {
+  return {
+    oid,
+    schema,
+    name,
+    visible,
+    increment: BigInt(increment),
+    start: BigInt(start),
+    last: last === null ? null : BigInt(last),
+  };
+}
 
 /** `i` < `s` < `v`: the greatest is the most volatile. */
 const functionsQuery = (names: Iterable<string>): string =>
   `SELECT n.nspname, p.proname, pg_catalog.max(p.provolatile::pg_catalog.text),
-      pg_catalog.bool_or(pg_catalog.pg_function_is_visible(p.oid))::pg_catalog.text
+      pg_catalog.bool_or(pg_catalog.pg_function_is_visible(p.oid))::pg_catalog.text,
+      pg_catalog.bool_or(p.prosrc ~* 'nextval')::pg_catalog.text
     FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
     WHERE p.proname = ANY (${array(names, 'text')}) GROUP BY 1, 2`;
 
@@ -223,21 +255,13 @@ export function* readCatalogue({ names, columns }: Wanted): Exchange<Catalogue> 
     sequences: new Map(),
     types: new Map((types ?? []).map(([type, modifier, name]) => [`${type}:${modifier}`, name!])),
     functions: new Map(),
+    drawing: new Set(),
     standardStrings: settings?.[0]?.[0] === 'on',
     encoding: settings?.[0]?.[1] ?? '',
   };
   const addSequence = (told: DescribedSequence): number => {
-    const { oid, schema, name, increment, start, visible, last } = told;
-    catalogue.sequences.set(oid, {
-      oid,
-      schema,
-      name,
-      increment: BigInt(increment),
-      start: BigInt(start),
-      visible,
-      last: last === null ? null : BigInt(last),
-    });
-    return oid;
+    catalogue.sequences.set(told.oid, knownSequence(told));
+    return told.oid;
   };
   for (const [text, told] of sequences ?? []) {
     if (told !== null) catalogue.texts.set(text!, addSequence(JSON.parse(told)));
@@ -272,7 +296,8 @@ function addFunctions(catalogue: Catalogue, rows: (string | null)[][] | null): v
     const before = catalogue.functions.get(key);
     if (before === undefined || before < volatility) catalogue.functions.set(key, volatility);
   };
-  for (const [schema, name, volatility, visible] of rows ?? []) {
+  for (const [schema, name, volatility, visible, draws] of rows ?? []) {
+    if (draws === 'true') catalogue.drawing.add(name!);
     add(nameKey(schema!, name!), volatility as 'i' | 's' | 'v');
     if (visible === 'true') add(nameKey(undefined, name!), volatility as 'i' | 's' | 'v');
   }
@@ -385,7 +410,7 @@ function callsOf(expression: string): Calls | null {
 function fillerOf(
   column: NonNullable<Described['columns']>[number],
   calls: ReadonlyMap<string, Calls | null>,
-  { functions }: Catalogue,
+  { functions, drawing }: Catalogue,
 ): Filler {
   if (column.identity !== '' && column.sequence !== null) return { kind: 'sequence', sequence: column.sequence.oid };
   if (column.default === null) return { kind: 'fixed' };
@@ -401,6 +426,8 @@ function fillerOf(
   ) {
     return { kind: 'sequence', sequence: column.sequence.oid };
   }
+  // Such a value is not given: its sequence could not be kept from issuing it again. Left to the default it differs, and that is seen.
+  if (called.functions.some(({ name }) => !KNOWN.has(name) && drawing.has(name))) return { kind: 'fixed' };
   const differs = called.functions.filter(({ schema, name }) => {
     const known = schema === undefined || schema === 'pg_catalog' ? KNOWN.get(name) : undefined;
     return known === undefined ? functions.get(nameKey(schema, name)) !== 'i' : known !== 'fixed';
@@ -509,6 +536,7 @@ export const EMPTY_CATALOGUE: Catalogue = {
   sequences: new Map(),
   types: new Map(),
   functions: new Map(),
+  drawing: new Set(),
   standardStrings: true,
   encoding: 'UTF8',
 };
@@ -524,6 +552,7 @@ export function mergeCatalogues(a: Catalogue, b: Catalogue): Catalogue {
     sequences: map(a.sequences, b.sequences),
     types: map(a.types, b.types),
     functions: map(a.functions, b.functions),
+    drawing: new Set([...a.drawing, ...b.drawing]),
     standardStrings: b.standardStrings,
     encoding: b.encoding,
   };

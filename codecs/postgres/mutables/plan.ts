@@ -22,6 +22,7 @@ import {
   mergeCatalogues,
   nameKey,
   readCatalogue,
+  readSequences,
   StatementSchema,
 } from './catalogue.js';
 import { fromVerb, type Gathered, type PreparedStatement, type Step, walk } from './gather.js';
@@ -62,6 +63,8 @@ export interface Findings {
   readonly described: ReadonlyMap<string, Description>;
   /** What the catalogue was asked, see {@link questions}. */
   readonly asked: ReadonlySet<string>;
+  /** Sequences that the user may not advance, and how far they must come. */
+  readonly stuck: Map<number, bigint>;
 }
 
 /** What has to be asked of the catalogue, each question as a text. */
@@ -120,7 +123,7 @@ function* study(
       return { step, parsed: usable ? parsed : null, seen, types, schema };
     }),
   );
-  return { findings: answered ? known : { view, catalogue, described, asked }, catalogue, readings };
+  return { findings: answered ? known : { view, catalogue, described, asked, stuck: new Map() }, catalogue, readings };
 }
 
 function readable(step: Step): Parsed | null {
@@ -401,8 +404,22 @@ export function* reserve(gathered: readonly Gathered[], view: string): Exchange<
       hold(knowledge, sequence, value, catalogue.sequences.get(sequence)?.increment ?? 1n);
     }
   }
-  yield* advance(held, catalogue);
+  for (const oid of yield* advance(held, catalogue)) findings.stuck.set(oid, held.get(oid)!);
   return findings;
+}
+
+/** See `Mutables.unreserved`. */
+export function unreserved({ stuck, catalogue }: Findings): Exchange<void> | null {
+  if (stuck.size === 0) return null;
+  return (function* (): Exchange<void> {
+    const sequences = yield* readSequences(stuck.keys());
+    const still = yield* advance(stuck, { ...catalogue, sequences });
+    for (const [oid, sequence] of sequences) {
+      if (still.has(oid)) continue;
+      catalogue.sequences.set(oid, sequence);
+      stuck.delete(oid);
+    }
+  })();
 }
 
 // ------------------------------------------------------------------------------------------------------------------- plan

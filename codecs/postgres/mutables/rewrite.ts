@@ -554,8 +554,8 @@ class Rewriter {
       const shown = returned.find(({ attribute, cast }) => cast === null && attribute === column.attribute);
       const values = shown ? seen.rows.map((row) => row[shown.index]) : [];
       const agree = seen.complete && values.length > 0 && values.every((value) => same(value, values[0]));
-      const seenOne = agree && !column.identityAlways ? this.put(values[0], column.typeName) : undefined;
-      const value = this.#timeFor(column) ?? seenOne;
+      const time = this.#timeFor(column);
+      const value = time ?? (agree && !column.identityAlways ? this.put(values[0], column.typeName) : undefined);
       const token = this.#source.tokenAt(val.SetToDefault.location);
       const span = { start: this.#source.start(token), end: this.#source.end(token) };
       if (value !== undefined) this.#edits.replace(span, value);
@@ -670,6 +670,8 @@ class Rewriter {
     if (parsed.calls.some((call) => this.#acts(call)) || select.withClause || contains(select, LOCKS)) return false;
     if (contains(select, new Set(['RangeVar'])) || types.includes(undefined)) return false;
     if (!parsed.calls.some((call) => this.#isVolatile(call))) return false;
+    // Rows that may or may not be still to come would be drawn, and what the sequence said last would be another value.
+    if (!seen.complete && parsed.calls.some(({ kind }) => kind === 'nextval')) return false;
     const rows = seen.rows.map((row) => `(${row.map((value, i) => this.put(value, types[i] as string)).join(', ')})`);
     const names = columns.map((_, i) => `"c${i + 1}"`);
     const shown = columns.map(({ name }, i) => `${names[i]} AS ${quoted(name)}`);

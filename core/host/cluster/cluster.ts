@@ -548,6 +548,37 @@ export class Cluster {
     return this.#ask(this.#nodeNamed(server), exchange, this.#stopping.signal);
   }
 
+  /**
+   * Runs an exchange as the monitor's user on a database of the writable server, on a connection of its own.
+   * Rejects with OUTLIVE_NO_MONITOR without a monitor, and like {@link acquire}.
+   */
+  async askIn<R>(database: string, exchange: Exchange<R>): Promise<R> {
+    const { monitor } = this.#config;
+    if (monitor === null) throw this.#noMonitor();
+    const { signal } = this.#stopping;
+    const { user, password } = monitor;
+    const identity: Identity = { user, database, secret: password === null ? null : { password: password.reveal() } };
+    const deadline = this.#outside.now() + SHORT_TIMEOUT_MS;
+    const { wire, rest, server } = await this.acquire({ identity, startup: null, deadline, signal, passThrough: true });
+    try {
+      const run = {
+        codec: this.#codec,
+        server: this.#nodeOf(server).config,
+        rest,
+        timeoutMs: SHORT_TIMEOUT_MS,
+        signal,
+      };
+      return (await this.#outside.run(wire, exchange, run)).result;
+    } finally {
+      wire.end();
+    }
+  }
+
+  #noMonitor(): CodedError {
+    const message = `cluster ${this.name} has no monitor to ask its servers as; add monitor: { user: ... }`;
+    return new CodedError('OUTLIVE_NO_MONITOR', 'config', message);
+  }
+
   /** Asks for a user's secret with a query, as the monitor: the writable server, and while there is none a standby. */
   async lookup(query: string, user: string): Promise<Secret | null> {
     const { lookup } = this.#codec;
@@ -568,10 +599,7 @@ export class Cluster {
   }
 
   #ask<R>(node: Node, exchange: () => Exchange<R>, signal: AbortSignal): Promise<R> {
-    if (node.own === null) {
-      const message = `cluster ${this.name} has no monitor to ask its servers as; add monitor: { user: ... }`;
-      return Promise.reject(new CodedError('OUTLIVE_NO_MONITOR', 'config', message));
-    }
+    if (node.own === null) return Promise.reject(this.#noMonitor());
     return node.own.run(exchange, SHORT_TIMEOUT_MS, signal);
   }
 
