@@ -870,7 +870,7 @@ export class Session implements Sink {
         const piece = h.asynchronous ? null : this.codec.canonical(bytes, at, frameEnd);
         if (h.asynchronous && disposition === FORWARD) this.io.toClient(bytes.subarray(at, frameEnd));
         if (piece !== null) {
-          const verdict = this.verify(head, piece);
+          const verdict = this.verify(head, piece, bytes.subarray(at, frameEnd));
           if (verdict < 0) return;
           // Only frames that count as they are can end the client's prefix in their middle.
           if (verdict < piece.length) {
@@ -1469,8 +1469,8 @@ export class Session implements Sink {
     for (const bytes of rest) this.send(bytes, 0, bytes.length);
   }
 
-  /** Compares bytes of a repeated answer. Returns how many of them the client has already; -1 when the replay is over. */
-  private verify(head: Pending, piece: Uint8Array): number {
+  /** Compares (canonical) bytes of a repeated answer, which are of `frame`. Returns how many of them the client has already; -1 when the replay is over. */
+  private verify(head: Pending, piece: Uint8Array, frame = piece): number {
     const verdict = head.verifier!.feed(piece);
     if (verdict === 'more') {
       if (head.verifier!.satisfied && !head.replay) {
@@ -1480,7 +1480,7 @@ export class Session implements Sink {
       return piece.length;
     }
     if (verdict === 'differs' || head.replay) {
-      this.diverged(head, piece);
+      this.diverged(head, frame);
       return -1;
     }
     head.verifier = null;

@@ -165,7 +165,7 @@ const sequencesQuery = (texts: Iterable<string>): string =>
 /** Asks how far sequences are. Those that the user may not look at come without their last value. */
 export function* readSequences(oids: Iterable<number>): Exchange<Map<number, KnownSequence>> {
   const [rows] = yield* askAll([
-    `SELECT ${SEQUENCE('oid')}::pg_catalog.text FROM pg_catalog.unnest(${array([...oids].map(String), 'oid')}) AS oid`,
+    `SELECT ${SEQUENCE('wanted.id')}::pg_catalog.text FROM pg_catalog.unnest(${array([...oids].map(String), 'oid')}) AS wanted(id)`,
   ]);
   const told = (rows ?? []).flatMap(([row]) => (row === null ? [] : [knownSequence(JSON.parse(row))]));
   return new Map(told.map((sequence) => [sequence.oid, sequence]));

@@ -1,7 +1,7 @@
 import { type Call, isTime } from './calls.js';
 import { itemOf, knownOf, resultValue, returnedOf, type Sight, sightOf, targetOfColumn, valuesOf } from './insert.js';
 import { type Node, string, targets } from './parse.js';
-import { callAt, changeOf, isLeft, type Parsed, positionOf } from './read.js';
+import { callAt, changeOf, countedRows, isLeft, type Parsed, positionOf } from './read.js';
 import type { Draws, Knowledge, Schema, SeenStatement, SeenValue, Sequence, TableColumn } from './types.js';
 import { integerOf, precisionOf, tellsTime, timeOf } from './values.js';
 
@@ -167,7 +167,9 @@ function drawnBySelect(parsed: Parsed, seen: SeenStatement, schema: Schema): Dra
   });
   selectTargets(parsed, seen.columns?.length ?? 0).forEach((target, i) => {
     // With one row in sight it does not matter whether the client got the end: there can be one only without FROM.
-    const rows = seen.complete || (seen.rows.length === 1 && !select.fromClause) ? seen.rows.length : null;
+    const one = seen.rows.length === 1 && !select.fromClause;
+    const all = seen.complete || one || countedRows(select) === seen.rows.length;
+    const rows = all ? seen.rows.length : null;
     const values = seen.rows.map((row) => row[i]);
     add(callAt(parsed.calls, target), values, rows);
   });

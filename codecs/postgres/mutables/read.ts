@@ -1,6 +1,16 @@
 import { type Call, callsOf } from './calls.js';
 import { callsIn, itemOf, type Sight } from './insert.js';
-import { type InsertStmt, type Node, parse, type RangeVar, type Source, type UpdateStmt, walk } from './parse.js';
+import {
+  type InsertStmt,
+  type Node,
+  parse,
+  type RangeVar,
+  type SelectStmt,
+  type Source,
+  string,
+  type UpdateStmt,
+  walk,
+} from './parse.js';
 import type { Names, TableColumn } from './types.js';
 
 /** One statement, understood. */
@@ -47,6 +57,28 @@ export function namesOf(parsed: Parsed): Names {
     if (sequence !== undefined) sequences.add(sequence);
   }
   return { relations: [...relations.values()], functions: [...functions.values()], sequences: [...sequences] };
+}
+
+/** Clauses after which a SELECT has other rows than its FROM. */
+const FILTERS = [
+  'whereClause',
+  'limitCount',
+  'limitOffset',
+  'groupClause',
+  'havingClause',
+  'distinctClause',
+  'withClause',
+  'larg',
+] as const;
+
+/** How many rows a SELECT gives that counts them by generate_series of two literals; null for all others. */
+export function countedRows(select: SelectStmt): number | null {
+  const from = select.fromClause?.length === 1 ? select.fromClause[0].RangeFunction : undefined;
+  if (from === undefined || from.is_rowsfrom || FILTERS.some((clause) => select[clause] !== undefined)) return null;
+  const call = from.functions[0]?.List?.items?.[0]?.FuncCall;
+  if (call === undefined || string(call.funcname.at(-1)) !== 'generate_series' || call.args?.length !== 2) return null;
+  const [low, high] = call.args.map(({ A_Const }) => (A_Const?.ival === undefined ? null : (A_Const.ival.ival ?? 0)));
+  return low === null || high === null ? null : Math.max(0, high - low + 1);
 }
 
 /** What an UPDATE, DELETE or MERGE has in common. */

@@ -32,7 +32,7 @@ import {
   type UpdateStmt,
   walk,
 } from './parse.js';
-import { changeOf, isLeft, type Parsed, positionOf } from './read.js';
+import { changeOf, countedRows, isLeft, type Parsed, positionOf } from './read.js';
 import type { Knowledge, Put, Relation, Rewriting, Schema, SeenStatement, TableColumn } from './types.js';
 import { quotedLiteral, same, tellsTime } from './values.js';
 
@@ -671,15 +671,17 @@ class Rewriter {
     if (contains(select, new Set(['RangeVar'])) || types.includes(undefined)) return false;
     if (!parsed.calls.some((call) => this.#isVolatile(call))) return false;
     // Rows that may or may not be still to come would be drawn, and what the sequence said last would be another value.
-    if (!seen.complete && parsed.calls.some(({ kind }) => kind === 'nextval')) return false;
+    const count = countedRows(select);
+    const complete = seen.complete || count === seen.rows.length;
+    if (!complete && count === null && parsed.calls.some(({ kind }) => kind === 'nextval')) return false;
     const rows = seen.rows.map((row) => `(${row.map((value, i) => this.put(value, types[i] as string)).join(', ')})`);
     const names = columns.map((_, i) => `"c${i + 1}"`);
     const shown = columns.map(({ name }, i) => `${names[i]} AS ${quoted(name)}`);
     const known = `SELECT ${shown.join(', ')} FROM (VALUES ${rows.join(', ')}) AS "outlive" (${names.join(', ')})`;
     const { whole } = this.#source;
-    if (seen.complete && !contains(select, PARAMETERS)) this.#edits.replace(whole, known);
+    if (complete && !contains(select, PARAMETERS)) this.#edits.replace(whole, known);
     else {
-      const rest = seen.complete ? 'LIMIT 0' : `OFFSET ${seen.rows.length}`;
+      const rest = complete ? 'LIMIT 0' : `OFFSET ${seen.rows.length}`;
       const inner = this.#source.slice(whole);
       this.#edits.replace(whole, `${known} UNION ALL (SELECT * FROM (${inner}\n) AS "outlive" ${rest})`);
     }
