@@ -12,13 +12,13 @@ import { eventually, restorePair, usePair } from '../kit/servers.js';
  * client sees an error, and in the end the database holds exactly what the applications were told (ids, times, versions,
  * children with their parents).
  *
- * `OUTLIVE_ORM_KILLS`: how many primaries are killed; each kill is one for every ORM. A kill takes two seconds on two idle cores and
- * four on busy ones, so the default is half of what a release is held to: 50.
+ * `OUTLIVE_ORM_KILLS`: how many primaries are killed; each kill is one for every ORM. A kill takes a good second on two idle cores and
+ * up to four on busy ones.
  * `OUTLIVE_SEED`: repeats the choices of a run (it is printed), as far as two runs on real servers can be alike.
  * `OUTLIVE_ORMS`: names of the ORMs that take part, with commas; by default all.
  * `LOG`: level of what the gateway logs to the standard error stream; by default nothing.
  */
-const KILLS = Number(process.env.OUTLIVE_ORM_KILLS ?? 25);
+const KILLS = Number(process.env.OUTLIVE_ORM_KILLS ?? 50);
 const SEED = Number(process.env.OUTLIVE_SEED ?? Math.floor(Math.random() * 2 ** 31));
 const NAMES = process.env.OUTLIVE_ORMS?.split(',') ?? Object.keys(APPS);
 const WORKERS = 4;
