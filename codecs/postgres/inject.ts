@@ -107,9 +107,9 @@ export class ExchangeInjection implements Injection {
   }
 
   frame(bytes: Uint8Array, start: number, end: number): void {
-    if (bytes[start] === 0x45) {
+    if (bytes[start] === 0x45 && this.error?.fatal !== true) {
       const error = parseError(bytes, start, end);
-      if (error.fatal) this.error = error;
+      if (this.error === null || error.fatal) this.error = error;
     }
     if (this.over) return;
     const send = this.next(Uint8Array.prototype.slice.call(bytes, start, end));

@@ -260,8 +260,9 @@ export class SessionHost implements SessionIo {
     const { wire } = connection;
     let head = connection.rest;
     const reserve = async (sessions: readonly Moving[]): Promise<unknown> => {
-      const exchange = mutables.reserve(sessions.map(({ gathered }) => gathered));
-      const { result, rest } = await this.exchange(wire, exchange, head);
+      const { result, rest } = await this.keeping(() =>
+        this.exchange(wire, mutables.reserve(sessions.map(({ gathered }) => gathered)), head),
+      );
       head = rest;
       const left = mutables.unreserved(result);
       // Without the rights for it, what is made up twice shows as a divergence.
@@ -588,7 +589,10 @@ export class SessionHost implements SessionIo {
           const gathered = this.gather();
           if (gathered !== null && (session.state as string) !== 'closed') {
             const found = this.moving === null ? null : env.reservations.found(this.moving);
-            ({ result: plan, rest } = await this.exchange(wire, codec.mutables!.plan(gathered, found), rest));
+            const head = rest;
+            ({ result: plan, rest } = await this.keeping(() =>
+              this.exchange(wire, codec.mutables!.plan(gathered, found), head),
+            ));
           }
           if ((session.state as string) === 'closed') {
             this.discard(connection);
@@ -645,7 +649,37 @@ export class SessionHost implements SessionIo {
   private gather(): unknown {
     const { mutables } = this.codec!;
     if (mutables === undefined || this.env.listener.mutables === 'strict' || !this.session!.openUnit) return null;
-    return mutables.gather(this.session!.seen());
+    if (this.unkept) return null;
+    try {
+      return mutables.gather(this.session!.seen());
+    } catch (error) {
+      this.cannotKeep(error);
+      return null;
+    }
+  }
+
+  /** The codec failed in keeping made-up values. */
+  private unkept = false;
+
+  /** Runs a part of keeping made-up values. Where the codec fails in it, the next attempt goes without. */
+  private async keeping<R>(part: () => Promise<R>): Promise<R> {
+    try {
+      return await part();
+    } catch (error) {
+      if (!(error instanceof CodedError)) this.cannotKeep(error);
+      throw this.coded(error);
+    }
+  }
+
+  /** No session is lost because its values cannot be kept: what then differs is a divergence. */
+  private cannotKeep(error: unknown): void {
+    const { env } = this;
+    const coded = this.coded(error);
+    this.unkept = true;
+    this.settle();
+    env.stats.count(env.stats.errors, coded.code);
+    const fields = { code: coded.code, listener: env.listener.name, stack: (coded.cause as Error)?.stack };
+    env.log.error(fields, `made-up values of a moved session are not kept: ${coded.message}`);
   }
 
   private giveUpSearch(): void {

@@ -425,6 +425,8 @@ export class Session implements Sink {
     this.inquiring = true;
     this.inject(injection, () => {
       this.inquiring = false;
+      const error = injection.failed();
+      if (error !== null) this.brokenOff(error);
       this.pump();
     });
     return true;
@@ -578,17 +580,23 @@ export class Session implements Sink {
         else if (!this.abandoning) this.closeGuard();
         return;
       }
-      if (failed && this.state === 'live' && this.clientStatus === 'open' && this.heldReady === null) {
-        // Not the client's own error (a cancel or a timeout came just now): its COMMIT would quietly do nothing.
-        this.deferred ??= {
-          code: 'OUTLIVE_TOKEN_REFUSED',
-          kind: 'retry-transaction',
-          message: `the server failed the transaction while the gateway prepared its commit (SQLSTATE ${injection.failed()!.code})`,
-          hint: 'Roll back and run the transaction again.',
-        };
-      }
+      if (failed) this.brokenOff(injection.failed()!);
       this.pump();
     });
+  }
+
+  /**
+   * The server failed the client's transaction over a question of the gateway's own (a cancel or a timeout came just now): the client is
+   * told with its next request, as its COMMIT would quietly do nothing.
+   */
+  private brokenOff(error: ServerError): void {
+    if (this.state !== 'live' || this.clientStatus !== 'open' || this.heldReady !== null) return;
+    this.deferred ??= {
+      code: 'OUTLIVE_TOKEN_REFUSED',
+      kind: 'retry-transaction',
+      message: `the server failed the transaction over a question of the gateway's own (SQLSTATE ${error.code})`,
+      hint: 'Roll back and run the transaction again.',
+    };
   }
 
   /** The question for the token was answered. Returns true when it was refused. */

@@ -158,6 +158,7 @@ describe('a codec that throws while a session is moved', () => {
     const error = await victim(async (client) => {
       await client.query("set application_name = 'moved'");
       await client.query('begin');
+      await client.query("set work_mem = '1MB'");
       await client.query('select id from v limit 1');
       setFault({ at, times: 1 });
       proxy.cut();
@@ -166,6 +167,21 @@ describe('a codec that throws while a session is moved', () => {
     expect(faultsLeft()).toBe(0);
     expect(error.message).toMatch(BROKEN);
     expect(log.lines.filter(({ code }) => code === 'OUTLIVE_CODEC_BROKEN').length).toBe(1);
+  });
+
+  it.each(['gather', 'reserve', 'plan'])('mutables.%s: values are not kept, and the session is', async (at) => {
+    // In a database of its own: else the bystander would do it for both.
+    const client = await connectPg(gateway, { database: 'template1', application_name: VICTIM });
+    await client.query('begin');
+    await client.query('select clock_timestamp()');
+    setFault({ at: `mutables.${at}`, times: 1 });
+    proxy.cut();
+    await expect(client.query('select 1')).rejects.toMatchObject({ code: '40001', detail: 'OUTLIVE_REPLAY_DIVERGED' });
+    expect(faultsLeft()).toBe(0);
+    await client.query('rollback');
+    expect((await client.query('select 1 as one')).rows).toEqual([{ one: 1 }]);
+    expect(log.lines.filter(({ code }) => code === 'OUTLIVE_CODEC_BROKEN').length).toBeGreaterThan(0);
+    await client.end();
   });
 
   it('probe: the servers are asked again', async () => {
