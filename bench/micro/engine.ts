@@ -9,7 +9,8 @@ import { serialize } from 'pg-protocol';
 import codec from '../../codecs/postgres/index.js';
 import { parseCatalogue } from '../../codecs/postgres/sql/index.js';
 import type { SessionCodec } from '../../core/contract/index.js';
-import { Session, type SessionIo } from '../../core/session/session.js';
+import { Session } from '../../core/session/session.js';
+import type { SessionIo } from '../../core/session/world.js';
 
 const LIMITS = { request: 1 << 20, journal: 1 << 20, answers: 1 << 20, queue: 1 << 20 };
 const shared = { catalogue: parseCatalogue([['s', 'abs']]) };

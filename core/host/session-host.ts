@@ -17,7 +17,8 @@ import {
   type TlsFacts,
 } from '../contract/index.js';
 import { runExchange, type ServerTls, type Wire } from '../io/index.js';
-import { Session, type SessionIo } from '../session/session.js';
+import { Session } from '../session/session.js';
+import type { SessionIo } from '../session/world.js';
 import type { BackendConnection, Cluster, ServerState } from './cluster/index.js';
 import { LoginRefused } from './cluster/index.js';
 import type { ListenerConfig } from './config/index.js';

@@ -7,7 +7,6 @@ import {
   type GatewayError,
   type Injection,
   type LoginResult,
-  type OutcomeToken,
   RELAY,
   type Repetition,
   type Request,
@@ -23,97 +22,10 @@ import {
 import { type Canon, keepApart, RequestRecord } from '../journal/record.js';
 import { Verifier } from '../journal/verify.js';
 import { ByteWindow } from '../stream/queue.js';
+import { type Item, Pending } from './pending.js';
 import { type Event, next, type State } from './states.js';
 import { Unit } from './unit.js';
-
-/** Bounds of one session, in bytes. */
-export interface SessionLimits {
-  /** One request. */
-  readonly request: number;
-  /** What the client sent in the open unit. */
-  readonly journal: number;
-  /** What is kept of the answers of the open unit before they are folded into a digest. */
-  readonly answers: number;
-  /** Requests held while there is no server. */
-  readonly queue: number;
-}
-
-/** What a session does to the world. Implemented by the host; bytes given to it must not be changed afterwards. */
-export interface SessionIo {
-  toClient(bytes: Uint8Array): void;
-  toServer(bytes: Uint8Array): void;
-  /** Stop or go on reading from the client. */
-  readClient(on: boolean): void;
-  /** What is said to the server from now on leaves together when this is called with false. */
-  corkServer(on: boolean): void;
-  /** The server said this; is it a failover or someone's will? Answered by `intent()` or `lost()`. */
-  doubt(error: ServerError): void;
-  /** The server connection is void: close it and find another. Answered by `attach()` ... */
-  recover(): void;
-  /** The replay ended. `attempt` again on a retryable failure. */
-  replayed(result: 'done' | 'diverged' | 'retry'): void;
-  /** What was learnt of the database has changed: learn it anew. */
-  learn(): void;
-  /** The session goes on as if nothing had happened. */
-  resumed(): void;
-  /** A commit was acknowledged to the client. */
-  acknowledged(token: OutcomeToken): void;
-  /** Close the client's connection after what was written. */
-  closeClient(): void;
-  /** A coded thing happened that users count. */
-  count(what: 'divergence' | 'unprotected' | 'in-doubt', label: string): void;
-}
-
-/** Counters that the hot path increments; read by the metrics. */
-export interface SessionStats {
-  requests: number;
-  units: number;
-}
-
-/** A request that waits, with the input that follows it. `record` when it is a repeated one. */
-interface Item {
-  readonly request: Request;
-  readonly input: Uint8Array[];
-  readonly record: RequestRecord | null;
-}
-
-/** An answer that is awaited. */
-class Pending {
-  record: RequestRecord | null = null;
-  injection: Injection | null = null;
-  readies = 1;
-  onDone: (() => void) | null = null;
-  verifier: Verifier | null = null;
-  /** An answered record being repeated: its end is the next step of the replay. */
-  replay = false;
-  failed = false;
-  gates = false;
-  /** Notices that come with an injection are the client's. */
-  notices = false;
-  /** The question for the token that went along with the request. */
-  token: TokenInjection | null = null;
-  /** Of a repeated request: why parts of its answer may differ, ... */
-  doubts: ReadonlyMap<string, string> | null = null;
-  /** ... and what was prepared for it. */
-  preparation: Injection | null = null;
-
-  /** As if it were new. */
-  reset(): this {
-    this.record = null;
-    this.injection = null;
-    this.readies = 1;
-    this.onDone = null;
-    this.verifier = null;
-    this.replay = false;
-    this.failed = false;
-    this.gates = false;
-    this.notices = false;
-    this.token = null;
-    this.doubts = null;
-    this.preparation = null;
-    return this;
-  }
-}
+import type { SessionIo, SessionLimits, SessionStats } from './world.js';
 
 /** Frames up to this size reach the client whole, so that the gateway can speak between any two of them. */
 const WHOLE = 64 * 1024;

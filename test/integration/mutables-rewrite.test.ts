@@ -2,10 +2,10 @@ import { once } from 'node:events';
 import { connect, type Socket } from 'node:net';
 import pg from 'pg';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { type Catalogue, readCatalogue, StatementSchema } from '../../codecs/postgres/mutables/catalogue.js';
+import { readCatalogue, StatementSchema } from '../../codecs/postgres/mutables/catalogue.js';
 import { columnName, type Node, parse } from '../../codecs/postgres/mutables/parse.js';
 import { learn, namesOf, read, rewrite } from '../../codecs/postgres/mutables/rewrite.js';
-import type { Knowledge, Put, ResultColumn, SeenStatement } from '../../codecs/postgres/mutables/types.js';
+import type { Catalogue, Knowledge, Put, ResultColumn, SeenStatement } from '../../codecs/postgres/mutables/types.js';
 import type { Exchange } from '../../core/contract/index.js';
 import { useServer } from '../kit/servers.js';
 

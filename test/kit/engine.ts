@@ -1,6 +1,7 @@
 import postgres from '../../codecs/postgres/index.js';
 import type { LoginResult, OutcomeToken } from '../../core/contract/index.js';
-import { Session, type SessionLimits } from '../../core/session/session.js';
+import { Session } from '../../core/session/session.js';
+import type { SessionLimits } from '../../core/session/world.js';
 import { message } from './gateway.js';
 
 /** What a made-up database remembers: which statements took effect, and which transactions committed. */

@@ -4,39 +4,17 @@ import type { Exchange } from '../../../core/contract/index.js';
 import { dataRow, ownStatement } from '../inject.js';
 import { Backend } from './answers.js';
 import { type Node, parse, type SelectStmt, string, targets, walk } from './parse.js';
-import type { Filler, Names, Relation, ResultColumn, Schema, Sequence, TableColumn } from './types.js';
-
-/** A sequence, and how far it is. */
-export interface KnownSequence extends Sequence {
-  /** The last value that it issued; null when it issued none yet, or the user may not know. */
-  readonly last: bigint | null;
-  /** The first one that it issues, unless it was restarted. */
-  readonly start: bigint;
-  /** The name alone means it in this session. */
-  readonly visible: boolean;
-}
-
-/** What was asked of a server, as plain data. */
-export interface Catalogue {
-  /** By name as written, see {@link nameKey}: oids of relations. */
-  readonly named: Map<string, number>;
-  readonly relations: Map<number, Relation>;
-  /** Oids of relations with triggers of any kind. */
-  readonly triggered: Set<number>;
-  /** By text as given to nextval: oids of sequences. */
-  readonly texts: Map<string, number>;
-  readonly sequences: Map<number, KnownSequence>;
-  /** By `type:modifier`. */
-  readonly types: Map<string, string>;
-  /** By {@link nameKey}. */
-  readonly functions: Map<string, 'i' | 's' | 'v'>;
-  /** Names of functions that draw from sequences which nobody can tell from outside. */
-  readonly drawing: Set<string>;
-  /** Whether a backslash in a plain literal stands for itself. */
-  readonly standardStrings: boolean;
-  /** The encoding of all texts of this session; empty when it is not known. */
-  readonly encoding: string;
-}
+import type {
+  Catalogue,
+  Filler,
+  KnownSequence,
+  Names,
+  Relation,
+  ResultColumn,
+  Schema,
+  Sequence,
+  TableColumn,
+} from './types.js';
 
 /** What is to be asked. */
 export interface Wanted {

@@ -15,9 +15,7 @@ import {
 } from './answers.js';
 import {
   askAll,
-  type Catalogue,
   EMPTY_CATALOGUE,
-  type KnownSequence,
   literal,
   mergeCatalogues,
   nameKey,
@@ -27,7 +25,18 @@ import {
 } from './catalogue.js';
 import { fromVerb, type Gathered, type PreparedStatement, type Step, walk } from './gather.js';
 import { learn, namesOf, type Parsed, read, rewrite } from './rewrite.js';
-import type { Draws, Knowledge, Names, Put, ResultColumn, Schema, SeenStatement, SeenValue } from './types.js';
+import type {
+  Catalogue,
+  Draws,
+  Knowledge,
+  KnownSequence,
+  Names,
+  Put,
+  ResultColumn,
+  Schema,
+  SeenStatement,
+  SeenValue,
+} from './types.js';
 
 export { partAt } from './answers.js';
 export { type Gathered, gather, type PreparedStatement } from './gather.js';

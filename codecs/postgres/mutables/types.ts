@@ -5,8 +5,6 @@
  * `rewrite.ts` learns from what the client saw and writes statements anew, both without I/O.
  */
 
-import type { Catalogue } from './catalogue.js';
-
 /** A value as the client got it: its bytes, or null for NULL; in text (0) or binary (1) form. */
 export interface SeenValue {
   readonly bytes: Uint8Array | null;
@@ -70,6 +68,38 @@ export interface Sequence {
 
 /** What a type is called in a cast. */
 export type TypeName = string;
+
+/** A sequence, and how far it is. */
+export interface KnownSequence extends Sequence {
+  /** The last value that it issued; null when it issued none yet, or the user may not know. */
+  readonly last: bigint | null;
+  /** The first one that it issues, unless it was restarted. */
+  readonly start: bigint;
+  /** The name alone means it in this session. */
+  readonly visible: boolean;
+}
+
+/** What was asked of a server, as plain data. */
+export interface Catalogue {
+  /** By name as written, see `nameKey`: oids of relations. */
+  readonly named: Map<string, number>;
+  readonly relations: Map<number, Relation>;
+  /** Oids of relations with triggers of any kind. */
+  readonly triggered: Set<number>;
+  /** By text as given to nextval: oids of sequences. */
+  readonly texts: Map<string, number>;
+  readonly sequences: Map<number, KnownSequence>;
+  /** By `type:modifier`. */
+  readonly types: Map<string, string>;
+  /** By `nameKey`. */
+  readonly functions: Map<string, 'i' | 's' | 'v'>;
+  /** Names of functions that draw from sequences which nobody can tell from outside. */
+  readonly drawing: Set<string>;
+  /** Whether a backslash in a plain literal stands for itself. */
+  readonly standardStrings: boolean;
+  /** The encoding of all texts of this session; empty when it is not known. */
+  readonly encoding: string;
+}
 
 /** What the new server says of the names in the statements; made by `catalogue.ts`. */
 export interface Schema {
