@@ -1253,6 +1253,8 @@ export class PostgresSession implements SessionCodec {
       case ERROR:
         // The SQLSTATE is what a program acts on; texts name relations by oid, places in the server's source, and the like.
         return Buffer.from(`E${parseError(bytes, start, end).code}`, 'latin1');
+      case ROW_DESCRIPTION:
+        return this.verbatim(bytes, start) ? bytes.subarray(start, end) : withoutTables(Uint8Array.prototype.slice.call(bytes, start, end));
       default:
         return bytes.subarray(start, end);
     }
@@ -1266,6 +1268,9 @@ export class PostgresSession implements SessionCodec {
       case NEGOTIATE:
       case ERROR:
         return false;
+      case ROW_DESCRIPTION:
+        // Longer ones may reach the client in pieces.
+        return lengthOf(bytes, start) > LONGEST_DESCRIPTION;
       default:
         return true;
     }
@@ -1367,6 +1372,25 @@ function tailFrames(bytes: Uint8Array, start: number, end: number): string {
 /** 'd' for Describe of a statement (answered by two messages), 'D' of a portal. */
 function describeFrame(bytes: Uint8Array, start: number): string {
   return bytes[start + 5] === 0x53 ? 'd' : 'D';
+}
+
+/** RowDescriptions up to this size are compared without the oids of their tables. */
+const LONGEST_DESCRIPTION = 32 * 1024;
+
+/**
+ * A RowDescription without the oids of the tables that its columns come from: a table that the transaction itself has made gets another
+ * one when it is made again. Changes the bytes that it is given; leaves those that are no RowDescription as they are.
+ */
+function withoutTables(frame: Uint8Array): Uint8Array {
+  let at = 7;
+  for (let left = (frame[5] << 8) | frame[6]; left > 0; left--) {
+    const nameEnd = frame.indexOf(0, at);
+    if (nameEnd < 0 || nameEnd + 19 > frame.length) break;
+    frame.fill(0, nameEnd + 1, nameEnd + 5);
+    // Oid, number of the column, type, its size, its modifier, the format.
+    at = nameEnd + 19;
+  }
+  return frame;
 }
 
 /** A Query message of this text. */

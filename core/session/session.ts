@@ -713,7 +713,7 @@ export class Session implements Sink {
         if (verifier) {
           // Notices come again with what is repeated; anything else that answers no request is news.
           if (h.asynchronous && !h.notice && !this.midFrame) this.io.toClient(bytes.subarray(at, frameEnd));
-          const verdict = h.asynchronous ? h.length : this.verify(head, bytes.subarray(at, frameEnd));
+          const verdict = h.asynchronous ? h.length : this.verifyFrame(head, bytes, at, frameEnd);
           if (verdict < 0) return;
           run = at + verdict;
           log = run;
@@ -1406,6 +1406,17 @@ export class Session implements Sink {
     head.verifier = null;
     this.midFrame = false;
     return verdict;
+  }
+
+  /** {@link verify} of a whole relayed frame, in bytes of the frame. */
+  private verifyFrame(head: Pending, bytes: Uint8Array, start: number, end: number): number {
+    const frame = bytes.subarray(start, end);
+    if (this.codec.verbatim(bytes, start)) return this.verify(head, frame);
+    const piece = this.codec.canonical(bytes, start, end);
+    if (piece === null) return frame.length;
+    const verdict = this.verify(head, piece, frame);
+    // The client's part of an answer can end in front of such a frame, but not in the midst of it.
+    return verdict < 0 || verdict < piece.length ? Math.min(verdict, 0) : frame.length;
   }
 
   private replayAnswered(head: Pending, status: TransactionStatus): void {

@@ -64,7 +64,7 @@ function answer(random: Randomness, long: boolean): Frame[] {
         frames.push(failure('22012', `division by zero at ${random.below(1000)}`));
         break;
       default:
-        frames.push(verbatim(random.one(['D', 'd', 'C', 'T']), random.bytes(random.below(200))));
+        frames.push(verbatim(random.one(['D', 'd', 'C', 'n']), random.bytes(random.below(200))));
     }
     if (long && random.below(4) === 0)
       frames.push(verbatim('D', new Uint8Array(WHOLE + random.below(1000)).fill(random.below(256))));
