@@ -14,6 +14,7 @@ import { AUTH_METHODS, AUTHENTICATION_OK, greet } from './greet.js';
 import { dataRow, text } from './inject.js';
 import { type CancelKey, login } from './login.js';
 import { lookup } from './lookup.js';
+import { warmUp } from './mutables/warm.js';
 import { missing, resolve } from './outcome.js';
 import { probe, switchPoint } from './probe.js';
 import { PostgresSession, type SharedFacts } from './session.js';
@@ -86,6 +87,8 @@ const postgres: Codec = {
   session(context: SessionContext): PostgresSession {
     return new PostgresSession(context, cache);
   },
+
+  warmUp,
 };
 
 export default postgres;

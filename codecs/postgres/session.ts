@@ -1254,7 +1254,9 @@ export class PostgresSession implements SessionCodec {
         // The SQLSTATE is what a program acts on; texts name relations by oid, places in the server's source, and the like.
         return Buffer.from(`E${parseError(bytes, start, end).code}`, 'latin1');
       case ROW_DESCRIPTION:
-        return this.verbatim(bytes, start) ? bytes.subarray(start, end) : withoutTables(Uint8Array.prototype.slice.call(bytes, start, end));
+        return this.verbatim(bytes, start)
+          ? bytes.subarray(start, end)
+          : withoutTables(Uint8Array.prototype.slice.call(bytes, start, end));
       default:
         return bytes.subarray(start, end);
     }

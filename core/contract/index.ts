@@ -520,6 +520,8 @@ export interface Codec {
   /** The refusal of a client that was not even greeted (too many, shutting down). */
   refuse(error: GatewayError): Uint8Array;
   session(context: SessionContext): SessionCodec;
+  /** Runs through what only a failover needs, without effect, so that the first one does not wait for code that never ran. May take 0.1 s. */
+  warmUp?(): void;
 }
 
 // --------------------------------------------------------------------------------------------------------------- plugins

@@ -133,6 +133,7 @@ class RunningGateway implements Gateway {
       mode === 'off' || cert === null || key === null ? null : serverTls({ cert: cert.text, key: key.text.reveal() });
     const { monitor, detection } = this.config.clusters.find(({ name }) => name === config.cluster)!;
     const silence = monitor === null || codec.activity === undefined ? null : detection.silence;
+    if (config.mutables === 'keep') codec.warmUp?.();
     const reservations = this.reservations.get(config.cluster) ?? new Reservations(this.log);
     this.reservations.set(config.cluster, reservations);
     const door = new Door(config, codec, cluster, credentials, tls, silence, reservations, this.log, this.stats);

@@ -2,8 +2,10 @@ import { serialize } from 'pg-protocol';
 import { describe, expect, it } from 'vitest';
 import { readBind, writeBind } from '../../codecs/postgres/mutables/answers.js';
 import type { Step } from '../../codecs/postgres/mutables/gather.js';
-import { type Gathered, gather, type PreparedStatement, partAt } from '../../codecs/postgres/mutables/plan.js';
-import type { SeenRequest } from '../../core/contract/index.js';
+import { type Gathered, gather, type PreparedStatement, partAt, plan } from '../../codecs/postgres/mutables/plan.js';
+import type { Knowledge } from '../../codecs/postgres/mutables/types.js';
+import { WARM_FOUND, WARM_UNIT, warmUp } from '../../codecs/postgres/mutables/warm.js';
+import type { Repetition, SeenRequest } from '../../core/contract/index.js';
 import { message } from '../kit/gateway.js';
 
 const REQUEST = {
@@ -383,4 +385,13 @@ describe('the place of a difference', () => {
     expect(partAt([complete('SELECT 2')], 12, null)).toBe('the number of rows');
     expect(partAt([NO_DATA], 20, null)).toBeNull();
   });
+});
+
+it('warming up understands its own unit, so that it runs what a failover runs', () => {
+  expect(() => warmUp()).not.toThrow();
+  const gathered = gather(WARM_UNIT, new Map());
+  const knowledge: Knowledge = { time: null, currval: new Map(), lastval: null, held: new Map() };
+  const { done, value } = plan(gathered!, knowledge, WARM_FOUND.view, WARM_FOUND).next();
+  expect(done).toBe(true);
+  expect((value as (Repetition | null)[]).map((each) => each !== null)).toEqual([true, true, true]);
 });
