@@ -92,6 +92,9 @@ export class Reservations {
             { database: identity.database, sessions: open.length },
             'values that clients hold could not be reserved in time on the new server',
           );
+          // Nobody else waits for them. When they come they see for themselves what is left.
+          for (const each of open) this.settled.set(each, null);
+          this.wake();
           return;
         }
         await new Promise<void>((resolve) => this.waiting.push(resolve));

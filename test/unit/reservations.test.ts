@@ -14,7 +14,12 @@ async function settled(): Promise<void> {
 }
 
 /** One that passes; knows what it reserved and whether it is through. */
-function passing(reservations: Reservations, { identity }: Moving, instance = 'i1', options: { fails?: boolean } = {}) {
+function passing(
+  reservations: Reservations,
+  { identity }: Moving,
+  instance = 'i1',
+  options: { fails?: boolean; patience?: number } = {},
+) {
   const state = { through: false, failed: false, reserved: [] as (readonly Moving[])[], finish: () => {} };
   const abort = new AbortController();
   const reserve = (sessions: readonly Moving[]): Promise<void> => {
@@ -23,7 +28,7 @@ function passing(reservations: Reservations, { identity }: Moving, instance = 'i
       state.finish = options.fails ? () => reject(new Error('the connection broke')) : resolve;
     });
   };
-  const done = reservations.pass(identity, instance, reserve, PATIENCE, abort.signal).then(
+  const done = reservations.pass(identity, instance, reserve, options.patience ?? PATIENCE, abort.signal).then(
     () => {
       state.through = true;
     },
@@ -110,6 +115,17 @@ describe('after a failover', () => {
     const next = passing(reservations, a, 'i2');
     await settled();
     expect(next.state.reserved).toEqual([[a]]);
+  });
+
+  it('nobody waits twice for a session that does not come', async () => {
+    const reservations = new Reservations(silent);
+    reservations.add(moving('anna'));
+    const first = passing(reservations, moving('bert'), 'i1', { patience: 1 });
+    await first.done;
+    expect(first.state).toMatchObject({ through: true, reserved: [] });
+    const second = passing(reservations, moving('bert'));
+    await settled();
+    expect(second.state.through).toBe(true);
   });
 
   it('a wait ends with its session', async () => {
