@@ -235,7 +235,7 @@ export class SessionHost implements SessionIo {
       this.end();
       return;
     }
-    await this.reserve(connection, this.codec);
+    connection = await this.reserve(connection, this.codec);
     if (!wire.open || !connection.wire.open) {
       this.discard(connection);
       this.end();
@@ -253,11 +253,14 @@ export class SessionHost implements SessionIo {
     if (!this.clientHolds.queue && !this.clientHolds.server && wire.open) wire.resume();
   }
 
-  /** Waits until the server can make up nothing again that clients of this cluster hold; does its part of that. */
-  private async reserve(connection: BackendConnection, { mutables }: SessionCodec): Promise<void> {
+  /**
+   * Waits until the server can make up nothing again that clients of this cluster hold; does its part of that.
+   * @returns the connection as it is then
+   */
+  private async reserve(connection: BackendConnection, { mutables }: SessionCodec): Promise<BackendConnection> {
     const { env } = this;
     const { identity } = this.greeting!;
-    if (mutables === undefined) return;
+    if (mutables === undefined) return connection;
     const { wire } = connection;
     let head = connection.rest;
     const reserve = async (sessions: readonly Moving[]): Promise<unknown> => {
@@ -272,7 +275,7 @@ export class SessionHost implements SessionIo {
     };
     const instance = connection.origin?.facts.instance ?? null;
     await env.reservations.pass(identity, instance, reserve, RESERVE_MS, this.abort.signal);
-    (connection as { rest: Uint8Array }).rest = head;
+    return { ...connection, rest: head };
   }
 
   private exchange<R>(wire: Wire, exchange: Exchange<R>, head: Uint8Array): Promise<{ result: R; rest: Uint8Array }> {
@@ -583,8 +586,7 @@ export class SessionHost implements SessionIo {
           this.tellState();
           const { wire } = connection;
           const { result: missing, rest: restored } = await this.exchange(wire, codec.restore(), connection.rest);
-          connection = { ...connection, rest: restored };
-          await this.reserve(connection, codec);
+          connection = await this.reserve({ ...connection, rest: restored }, codec);
           let { rest } = connection;
           let plan: readonly (Repetition | null)[] | null = null;
           const gathered = this.gather();

@@ -9,7 +9,7 @@ import {
   type Secret,
   type ServerFacts,
 } from '../../contract/index.js';
-import type { ClusterConfig, ServerConfig } from '../config/index.js';
+import type { ClusterConfig, MonitorConfig, ServerConfig } from '../config/index.js';
 import type { Stats } from '../metrics.js';
 import { Actions } from './actions.js';
 import { AcknowledgedCommits } from './commits.js';
@@ -152,12 +152,8 @@ export class Cluster {
     let monitor: Monitor | null = null;
     let own: OwnConnections | null = null;
     if (watch !== null) {
-      const { user, database, password, timeout } = watch;
-      const identity = (): Identity => ({
-        user,
-        database,
-        secret: password === null ? null : { password: password.reveal() },
-      });
+      const { database, timeout } = watch;
+      const identity = (): Identity => monitorIdentity(watch, database);
       const basis = { server, codec: this.#codec, outside: this.#outside, identity };
       own = new OwnConnections({ ...basis, logins });
       if (!this.#blind) {
@@ -528,19 +524,9 @@ export class Cluster {
   async #learn(identity: Identity): Promise<unknown> {
     const { learn } = this.#codec;
     if (learn === undefined) return undefined;
-    const { signal } = this.#stopping;
-    const deadline = this.#outside.now() + LOGIN_TIMEOUT_MS;
-    const { wire, rest, server } = await this.acquire({ identity, startup: null, deadline, signal, passThrough: true });
-    const { config } = this.#nodeOf(server);
-    try {
-      const run = { codec: this.#codec, server: config, rest, timeoutMs: LOGIN_TIMEOUT_MS, signal };
-      return (await this.#outside.run(wire, learn.call(this.#codec), run)).result;
-    } catch (error) {
+    return this.#runOnce(identity, LOGIN_TIMEOUT_MS, learn.call(this.#codec), (server, error) => {
       this.#log.warn({ server: server.name, code: codeOf(error) }, 'shared facts could not be learnt');
-      throw error;
-    } finally {
-      wire.end();
-    }
+    });
   }
 
   /** Runs an exchange as the monitor on a server, by name. It may be run twice when a connection breaks. */
@@ -555,20 +541,28 @@ export class Cluster {
   async askIn<R>(database: string, exchange: Exchange<R>): Promise<R> {
     const { monitor } = this.#config;
     if (monitor === null) throw this.#noMonitor();
+    return this.#runOnce(monitorIdentity(monitor, database), SHORT_TIMEOUT_MS, exchange);
+  }
+
+  /**
+   * Runs an exchange on a connection of its own to the writable server. Rejects like {@link acquire}, and with what the exchange throws.
+   * @param failed told when the exchange itself fails
+   */
+  async #runOnce<R>(
+    identity: Identity,
+    timeoutMs: number,
+    exchange: Exchange<R>,
+    failed: (server: ServerState, error: unknown) => void = () => {},
+  ): Promise<R> {
     const { signal } = this.#stopping;
-    const { user, password } = monitor;
-    const identity: Identity = { user, database, secret: password === null ? null : { password: password.reveal() } };
-    const deadline = this.#outside.now() + SHORT_TIMEOUT_MS;
+    const deadline = this.#outside.now() + timeoutMs;
     const { wire, rest, server } = await this.acquire({ identity, startup: null, deadline, signal, passThrough: true });
     try {
-      const run = {
-        codec: this.#codec,
-        server: this.#nodeOf(server).config,
-        rest,
-        timeoutMs: SHORT_TIMEOUT_MS,
-        signal,
-      };
+      const run = { codec: this.#codec, server: this.#nodeOf(server).config, rest, timeoutMs, signal };
       return (await this.#outside.run(wire, exchange, run)).result;
+    } catch (error) {
+      failed(server, error);
+      throw error;
     } finally {
       wire.end();
     }
@@ -870,6 +864,11 @@ const REFUSALS: Readonly<Record<Refusal, { code: string; words: string; advice: 
     advice: 'stop one of the two at once: they diverge',
   },
 };
+
+/** The monitor's user on a database. */
+function monitorIdentity({ user, password }: MonitorConfig, database: string): Identity {
+  return { user, database, secret: password === null ? null : { password: password.reveal() } };
+}
 
 function isStandby({ state, refusal }: Node): boolean {
   return state.reachable && refusal === null && state.facts?.role === 'standby';
