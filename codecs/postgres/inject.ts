@@ -9,6 +9,7 @@ import {
 } from '../../core/contract/index.js';
 import { parseError } from './errors.js';
 import { formatLsn, parseLsn } from './lsn.js';
+import { lengthAt } from './messages.js';
 
 /** Name of the statement and portal of the gateway's own; closed again in the same breath, so that it never collides. */
 const OWN = '_outlive';
@@ -82,11 +83,7 @@ export class ExchangeInjection implements Injection {
   ) {
     this.bytes = send ?? this.next(undefined) ?? new Uint8Array(0);
     let readies = 0;
-    for (
-      let at = 0;
-      at < this.bytes.length;
-      at += 1 + Buffer.from(this.bytes.buffer, this.bytes.byteOffset + at + 1, 4).readInt32BE()
-    ) {
+    for (let at = 0; at < this.bytes.length; at += lengthAt(this.bytes, at)) {
       if (this.bytes[at] === 0x53) readies++;
     }
     this.readies = readies;

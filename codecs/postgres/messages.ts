@@ -38,6 +38,11 @@ const int32 = (value: number): Buffer => {
 
 const cstring = (text: string): Buffer => Buffer.from(text + '\0', 'utf8');
 
+/** Length of the frame at `at`, its type included, as its header tells it. At least five bytes are there. */
+export function lengthAt(bytes: Uint8Array, at: number): number {
+  return 1 + ((bytes[at + 1] << 24) | (bytes[at + 2] << 16) | (bytes[at + 3] << 8) | bytes[at + 4]);
+}
+
 /**
  * Length of the frame at [start, end) after the start-up: one byte of type, then a length that counts itself.
  *

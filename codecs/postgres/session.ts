@@ -37,6 +37,7 @@ import {
   XactToken,
 } from './inject.js';
 import type { LoginFacts } from './login.js';
+import { lengthAt } from './messages.js';
 import {
   adjust,
   type Findings,
@@ -393,9 +394,9 @@ export class PostgresSession implements SessionCodec {
         default:
           return at;
       }
-      const length = lengthOf(bytes, at);
-      if (length < 4 || at + 1 + length > end) return at;
-      at += 1 + length;
+      const length = lengthAt(bytes, at);
+      if (length < 5 || at + length > end) return at;
+      at += length;
     }
     return at;
   }
@@ -407,7 +408,7 @@ export class PostgresSession implements SessionCodec {
 
   decode(side: Side, bytes: Uint8Array, start: number, end: number, sink: Sink): Disposition {
     if (side === BACKEND) return this.answer(bytes, start, end, sink);
-    if (bytes[start] === BIND && end - start > 1 + lengthOf(bytes, start)) this.repeat(bytes, start, end, sink);
+    if (bytes[start] === BIND && end - start > lengthAt(bytes, start)) this.repeat(bytes, start, end, sink);
     else this.collect(bytes, start, end, sink);
     return FORWARD;
   }
@@ -423,13 +424,13 @@ export class PostgresSession implements SessionCodec {
     if (at + 15 > end || bytes[start + 5] !== 0) return 0;
     const described = bytes[at] === DESCRIBE;
     if (described) {
-      if (lengthOf(bytes, at) !== 6 || bytes[at + 5] !== 0x50 || bytes[at + 6] !== 0) return 0;
+      if (lengthAt(bytes, at) !== 7 || bytes[at + 5] !== 0x50 || bytes[at + 6] !== 0) return 0;
       at += 7;
     }
     const whole = at + 15 - start;
     if (start + whole > end || whole > AGAIN_LIMIT) return 0;
-    if (bytes[at] !== EXECUTE || lengthOf(bytes, at) !== 9 || bytes[at + 5] !== 0) return 0;
-    if (bytes[at + 10] !== SYNC || lengthOf(bytes, at + 10) !== 4) return 0;
+    if (bytes[at] !== EXECUTE || lengthAt(bytes, at) !== 10 || bytes[at + 5] !== 0) return 0;
+    if (bytes[at + 10] !== SYNC || lengthAt(bytes, at + 10) !== 5) return 0;
     let nameEnd = start + 6;
     while (bytes[nameEnd] !== 0) if (++nameEnd >= start + bind) return 0;
     const prepared = this.statement(bytes, start + 6, nameEnd);
@@ -937,7 +938,6 @@ export class PostgresSession implements SessionCodec {
     this.eventful = true;
     const { facts, sql, values, hidden } = executed;
     this.state.completed(facts, sql, values, hidden);
-
     if (facts.changesCatalogue || facts.effect === 'opaque') this.changesCatalogue = true;
     if (facts.deallocate !== undefined) {
       if (facts.all) for (const name of [...this.prepared.keys()]) this.setPrepared(name, undefined);
@@ -997,8 +997,10 @@ export class PostgresSession implements SessionCodec {
     this.mutables.adjusting = knowledge !== null;
   }
 
+  /** What of {@link Mutables.inquire} is being asked on the present connection. */
+  private asking: ExchangeInjection | null = null;
+
   private keepMutables(): Mutables & { adjusting: boolean } {
-    let asking: ExchangeInjection | null = null;
     return {
       gather: (seen) => gather(seen, this.preparedBefore()),
       reserve: (gathered) => reserve(gathered as Gathered[], this.view()),
@@ -1011,9 +1013,10 @@ export class PostgresSession implements SessionCodec {
       adjusting: false,
       inquire: (_request, bytes, start, end) => {
         if (this.knowledge === null || this.status === 'failed') return null;
-        const exchange = asking?.rest ? null : inquire(bytes.subarray(start, end), this.known, this.knowledge);
-        asking = asking?.rest ?? (exchange === null ? null : new ExchangeInjection(exchange));
-        return asking;
+        const rest = this.asking?.rest ?? null;
+        const exchange = rest === null ? inquire(bytes.subarray(start, end), this.known, this.knowledge) : null;
+        this.asking = exchange === null ? rest : new ExchangeInjection(exchange);
+        return this.asking;
       },
       adjust: (_request, bytes, start, end) => {
         const repetition = adjust(bytes.subarray(start, end), this.known, this.knowledge!);
@@ -1025,7 +1028,7 @@ export class PostgresSession implements SessionCodec {
     };
   }
 
-  /** On which depends what this session's names mean outside of its open unit. */
+  /** On which depends what the names in a statement mean outside of the open unit. */
   private view(): string {
     const { identity, startup } = this.context.greeting;
     const { params } = (startup as Startup | null) ?? { params: [] };
@@ -1038,12 +1041,17 @@ export class PostgresSession implements SessionCodec {
   private preparedBefore(): ReadonlyMap<string, Prepared> {
     if (this.undo.length === 0) return this.prepared;
     const before = new Map(this.prepared);
-    for (let i = this.undo.length - 1; i >= 0; i--) {
-      const [name, prepared] = this.undo[i];
-      if (prepared === undefined) before.delete(name);
-      else before.set(name, prepared);
-    }
+    this.takeBack(before);
     return before;
+  }
+
+  /** Undoes in `prepared` what unfinished requests did. */
+  private takeBack(prepared: Map<string, Prepared>): void {
+    for (let i = this.undo.length - 1; i >= 0; i--) {
+      const [name, before] = this.undo[i];
+      if (before === undefined) prepared.delete(name);
+      else prepared.set(name, before);
+    }
   }
 
   readonly token = (): XactToken => new XactToken(this.forceToken);
@@ -1069,17 +1077,14 @@ export class PostgresSession implements SessionCodec {
     if (this.undo.length >= (this.believed?.changes ?? 0)) {
       this.believed = { prepared: [...this.prepared], changes: this.undo.length };
     }
-    for (let i = this.undo.length - 1; i >= 0; i--) {
-      const [name, before] = this.undo[i];
-      if (before === undefined) this.prepared.delete(name);
-      else this.prepared.set(name, before);
-    }
+    this.takeBack(this.prepared);
     this.undo.length = 0;
     this.behind = null;
     this.next();
     this.rider = null;
     this.eventful = true;
     this.know(null);
+    this.asking = null;
     this.tokenPrepared = false;
     this.restored.clear();
     this.moving = true;
@@ -1272,7 +1277,7 @@ export class PostgresSession implements SessionCodec {
         return false;
       case ROW_DESCRIPTION:
         // Longer ones may reach the client in pieces.
-        return lengthOf(bytes, start) > LONGEST_DESCRIPTION;
+        return lengthAt(bytes, start) > LONGEST_DESCRIPTION;
       default:
         return true;
     }
@@ -1362,11 +1367,10 @@ function combine(a: Effect, b: Effect): Effect {
 function tailFrames(bytes: Uint8Array, start: number, end: number): string {
   let out = '';
   for (let at = start; at < end; ) {
-    const length = (bytes[at + 1] << 24) | (bytes[at + 2] << 16) | (bytes[at + 3] << 8) | bytes[at + 4];
+    const next = at + lengthAt(bytes, at);
     // The Execute that caused the split is added by the caller.
-    if (at + 1 + length < end)
-      out += bytes[at] === DESCRIBE ? describeFrame(bytes, at) : String.fromCharCode(bytes[at]);
-    at += 1 + length;
+    if (next < end) out += bytes[at] === DESCRIBE ? describeFrame(bytes, at) : String.fromCharCode(bytes[at]);
+    at = next;
   }
   return out;
 }
@@ -1462,11 +1466,6 @@ function boundValues(bytes: Uint8Array, at: number, end: number): string[] {
     at += length;
   }
   return values;
-}
-
-/** The length that the header at `start` tells, without the type. */
-function lengthOf(bytes: Uint8Array, start: number): number {
-  return (bytes[start + 1] << 24) | (bytes[start + 2] << 16) | (bytes[start + 3] << 8) | bytes[start + 4];
 }
 
 /** Where a name stands in a table of {@link RECENT} places. */

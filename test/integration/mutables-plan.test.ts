@@ -5,21 +5,11 @@ import { adjust, gather, type PreparedStatement, plan, reserve } from '../../cod
 import type { Knowledge } from '../../codecs/postgres/mutables/types.js';
 import type { Exchange, Repetition, SeenRequest } from '../../core/contract/index.js';
 import { errorFields, message, RawClient, rowOf } from '../kit/gateway.js';
+import { REQUEST } from '../kit/requests.js';
 import { useServer } from '../kit/servers.js';
 
 const held = useServer();
 
-const REQUEST = {
-  kind: 'query',
-  label: '',
-  effect: 'write',
-  writes: true,
-  guardable: true,
-  mustGuard: false,
-  joined: false,
-  barrier: false,
-  provable: true,
-} as const;
 const LETTERS = Array.from({ length: 94 }, (_, i) => String.fromCharCode(33 + i)).join('');
 
 const open: RawClient[] = [];

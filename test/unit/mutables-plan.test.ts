@@ -7,18 +7,7 @@ import type { Knowledge } from '../../codecs/postgres/mutables/types.js';
 import { WARM_FOUND, WARM_UNIT, warmUp } from '../../codecs/postgres/mutables/warm.js';
 import type { Repetition, SeenRequest } from '../../core/contract/index.js';
 import { message } from '../kit/gateway.js';
-
-const REQUEST = {
-  kind: 'query',
-  label: '',
-  effect: 'write',
-  writes: true,
-  guardable: true,
-  mustGuard: false,
-  joined: false,
-  barrier: false,
-  provable: true,
-} as const;
+import { REQUEST } from '../kit/requests.js';
 
 const int16 = (n: number): Buffer => {
   const bytes = Buffer.alloc(2);

@@ -5,6 +5,7 @@
 
 import { parseError } from '../errors.js';
 import { dataRow, text } from '../inject.js';
+import { lengthAt } from '../messages.js';
 import type { ResultColumn, SeenValue } from './types.js';
 
 const code = (letter: string): number => letter.charCodeAt(0);
@@ -49,11 +50,6 @@ const EMPTY = new Uint8Array(0);
 /** Pieces as one; the only piece is not copied. */
 export function join(pieces: readonly Uint8Array[]): Uint8Array {
   return pieces.length === 1 ? pieces[0] : pieces.length === 0 ? EMPTY : Buffer.concat(pieces);
-}
-
-/** Length of the frame at `at`, its type included, as its header tells it. At least five bytes are there. */
-export function lengthAt(bytes: Uint8Array, at: number): number {
-  return 1 + ((bytes[at + 1] << 24) | (bytes[at + 2] << 16) | (bytes[at + 3] << 8) | bytes[at + 4]);
 }
 
 /** Whether a whole frame stands at `at`. */

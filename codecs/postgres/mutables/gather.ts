@@ -1,6 +1,7 @@
 import { isUtf8 } from 'node:buffer';
 import type { SeenRequest } from '../../../core/contract/index.js';
 import { text } from '../inject.js';
+import { lengthAt } from '../messages.js';
 import { splitStatements } from '../sql/split.js';
 import {
   AnswerReader,
@@ -8,7 +9,6 @@ import {
   Frontend,
   hasRow,
   join,
-  lengthAt,
   parameterTypes,
   readBind,
   readParse,

@@ -1,10 +1,10 @@
 import { isAscii } from 'node:buffer';
 import { serialize } from 'pg-protocol';
 import type { Exchange, Repetition } from '../../../core/contract/index.js';
+import { lengthAt } from '../messages.js';
 import {
   Backend,
   formatOf,
-  lengthAt,
   MOST_PARAMETERS,
   parameterTypes,
   readBind,
@@ -402,7 +402,7 @@ function advanceQuery({ oid, increment }: KnownSequence, missing: bigint, held: 
 
 /**
  * See `Mutables.reserve`. One session asks for all: what a name means is told by the oids in the answers where they tell it,
- * else by this session's search path; each session makes sure of its own once more in {@link plan}.
+ * else by the search path of the one that asks; each makes sure of its own once more in {@link plan}.
  */
 export function* reserve(gathered: readonly Gathered[], view: string): Exchange<Findings> {
   const { findings, catalogue, readings } = yield* study(gathered, view, null);
@@ -436,7 +436,7 @@ export function unreserved({ stuck, catalogue }: Findings): Exchange<void> | nul
 /**
  * See `Mutables.plan`. Fills `knowledge`, which the session keeps for what the client asks later.
  * @param view see {@link Findings}
- * @param found what `reserve` found for this session and others
+ * @param found what `reserve` found, for these statements among others
  */
 export function* plan(
   gathered: Gathered,

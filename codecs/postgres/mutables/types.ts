@@ -75,7 +75,7 @@ export interface KnownSequence extends Sequence {
   readonly last: bigint | null;
   /** The first one that it issues, unless it was restarted. */
   readonly start: bigint;
-  /** The name alone means it in this session. */
+  /** The name alone means it, by the search path. */
   readonly visible: boolean;
 }
 
@@ -97,7 +97,7 @@ export interface Catalogue {
   readonly drawing: Set<string>;
   /** Whether a backslash in a plain literal stands for itself. */
   readonly standardStrings: boolean;
-  /** The encoding of all texts of this session; empty when it is not known. */
+  /** The encoding of all texts on the connection; empty when it is not known. */
   readonly encoding: string;
 }
 
