@@ -27,6 +27,9 @@ class Nowhere implements SessionIo {
   }
   readClient(): void {}
   corkServer(): void {}
+  durable(): boolean {
+    return true;
+  }
   doubt(): void {}
   recover(): void {}
   replayed(): void {}

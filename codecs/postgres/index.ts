@@ -17,7 +17,7 @@ import { lookup } from './lookup.js';
 import { warmUp } from './mutables/warm.js';
 import { missing, resolve } from './outcome.js';
 import { probe, switchPoint } from './probe.js';
-import { PostgresSession, type SharedFacts } from './session.js';
+import { type FrozenSession, PostgresSession, type SharedFacts } from './session.js';
 import { CATALOGUE_QUERY, parseCatalogue, QueryCache } from './sql/index.js';
 
 /** Statements mean the same in all sessions of a process. */
@@ -86,6 +86,10 @@ const postgres: Codec = {
 
   session(context: SessionContext): PostgresSession {
     return new PostgresSession(context, cache);
+  },
+
+  thaw(context: SessionContext, frozen: unknown): PostgresSession {
+    return PostgresSession.thaw(context, cache, frozen as FrozenSession);
   },
 
   warmUp,

@@ -133,8 +133,8 @@ interface Prepared {
   again: PgRequest | null;
   /** There was a Describe of the portal in it. */
   described: boolean;
-  /** With what was known of the database (`SessionContext.shared`). */
-  shared: unknown;
+  /** With what was known of the database, see `PostgresSession.epoch`. */
+  epoch: number;
 }
 
 /** A portal as the client bound it. */
@@ -224,6 +224,10 @@ export class PostgresSession implements SessionCodec {
   private readonly recent: (Prepared | null)[] = new Array(RECENT).fill(null);
   /** The statement of the request whose length {@link peek} told last. */
   private coming: Prepared | null = null;
+  /** What was known of the database when it was last looked at ... */
+  private shared: unknown = undefined;
+  /** ... and how often that has changed: what was understood before may mean something else now. */
+  private epoch = 0;
 
   private group: PgRequest = new PgRequest();
   /** Portals of the open transaction, by name; where in the group they were bound. */
@@ -435,9 +439,19 @@ export class PostgresSession implements SessionCodec {
     while (bytes[nameEnd] !== 0) if (++nameEnd >= start + bind) return 0;
     const prepared = this.statement(bytes, start + 6, nameEnd);
     if (prepared === null || prepared.again === null || prepared.described !== described) return 0;
-    if (prepared.shared !== this.context.shared()) return 0;
+    if (prepared.epoch !== this.present()) return 0;
     this.coming = prepared;
     return whole;
+  }
+
+  /** The present {@link epoch}. */
+  private present(): number {
+    const shared = this.context.shared();
+    if (shared !== this.shared) {
+      this.shared = shared;
+      this.epoch++;
+    }
+    return this.epoch;
   }
 
   /** Takes a whole request as it was understood before. */
@@ -481,7 +495,7 @@ export class PostgresSession implements SessionCodec {
           name,
           again: null,
           described: false,
-          shared: null,
+          epoch: 0,
         };
         this.known.set(name, prepared);
         this.recent[place(bytes, start + 5, nameEnd)] = prepared;
@@ -567,7 +581,7 @@ export class PostgresSession implements SessionCodec {
       if (slot.prepared !== null && facts.execute === undefined && facts.prepare === undefined) {
         this.candidate = slot.prepared;
         this.candidate.again = null;
-        this.candidate.shared = this.context.shared();
+        this.candidate.epoch = this.present();
       }
     }
     const inBlock = this.status !== 'idle' || group.effect === 'begin';
@@ -1283,15 +1297,72 @@ export class PostgresSession implements SessionCodec {
     }
   }
 
-  freeze(): unknown {
+  /**
+   * See {@link SessionCodec.freeze}: fields by their names. Not among them is what
+   * - is given anew: `context`, `cache`, `shared`, and what closes over the session (`guard`, `token`, `mutables`, `synthesize`);
+   * - only makes the next request cheaper: `recent`, `coming`, `candidate`;
+   * - belongs to a question of the gateway's own, of which none is under way: `rider`, `beforeRider`, `deallocations`, `asking`;
+   * - follows from `told`: `env`.
+   * @returns null while what was asked for {@link Mutables.inquire} is known in part only
+   */
+  freeze() {
+    if (this.asking !== null && this.asking.rest !== null) return null;
     return {
-      startup: this.context.greeting.startup as Startup,
+      stale: this.stale,
+      collecting: this.collecting,
+      head: this.head,
+      completed: this.completed,
+      opsDone: this.opsDone,
+      failed: this.failed,
+      behind: this.behind,
+      copyIn: this.copyIn,
+      skipping: this.skipping,
+      guarded: this.guarded,
+      status: this.status,
+      eventful: this.eventful,
+      observable: this.observable,
+      unnamed: this.unnamed,
+      epoch: this.epoch,
+      group: this.group,
+      portals: this.portals,
+      known: this.known,
+      prepared: this.prepared,
+      undo: this.undo,
       state: this.state.freeze(),
-      prepared: [...this.prepared].map(([name, p]) => [name, Buffer.from(p.parse).toString('base64')]),
-      told: [...this.told],
+      copyEnd: this.copyEnd,
+      forceToken: this.forceToken,
+      changesCatalogue: this.changesCatalogue,
+      rolledBack: this.rolledBack,
+      told: this.told,
+      sqlPrepared: this.sqlPrepared,
+      knowledge: this.knowledge,
+      tokenPrepared: this.tokenPrepared,
+      believed: this.believed,
+      observing: this.observing,
+      moving: this.moving,
+      restored: this.restored,
     };
   }
+
+  /** The codec of a session as {@link freeze} left it; what it left is this session's from now on. */
+  static thaw(context: SessionContext, cache: QueryCache, frozen: FrozenSession): PostgresSession {
+    const session = new PostgresSession(context, cache);
+    const { state, told, knowledge, epoch, ...fields } = frozen;
+    Object.assign(session, fields, { state: SessionState.thaw(state) });
+    for (const [name, value] of told) session.parameter(name, value);
+    session.know(knowledge);
+    // Nothing is known to be as it was understood elsewhere.
+    session.epoch = epoch + 1;
+    // They outlive by far what else came in the same buffer.
+    for (const prepared of new Set([...session.known.values(), ...session.prepared.values()])) {
+      Object.assign(prepared, { parse: Uint8Array.prototype.slice.call(prepared.parse) });
+    }
+    return session;
+  }
 }
+
+/** What {@link PostgresSession.freeze} tells. */
+export type FrozenSession = NonNullable<ReturnType<PostgresSession['freeze']>>;
 
 const BEGIN = ownStatement('BEGIN');
 const COMMIT = ownStatement('COMMIT');

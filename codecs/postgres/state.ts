@@ -2,7 +2,7 @@ import type { Blocker } from '../../core/contract/index.js';
 import type { StatementFacts } from './sql/facts.js';
 
 /** One change of the session's state, in the order in which the statements were completed. */
-interface Change {
+export interface Change {
   readonly facts: StatementFacts;
   /** The statement's text, to be run again by `restore`. */
   readonly sql: string;
@@ -173,15 +173,17 @@ export class SessionState {
     this.unnamed = false;
   }
 
-  freeze(): unknown {
-    const dirty = [...this.dirty].map(([kind, names]) => [kind, [...names]]);
-    return {
-      entries: [...this.entries],
-      observed: this.observed,
-      dirty,
-      custom: [...this.custom],
-      unnamed: this.unnamed,
-    };
+  /** @returns all of it, as plain data: its fields by their names */
+  freeze() {
+    const { entries, unit, dirty, before, observed, custom, unnamed, believed } = this;
+    return { entries, unit, dirty, before, observed, custom, unnamed, believed };
+  }
+
+  /** The state that {@link freeze} told. */
+  static thaw(frozen: ReturnType<SessionState['freeze']>): SessionState {
+    const state = new SessionState();
+    Object.assign(state, frozen);
+    return state;
   }
 
   private rollbackTo(name: string): void {

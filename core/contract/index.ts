@@ -443,6 +443,11 @@ export interface SessionCodec {
   /** How made-up values are kept when a unit is repeated; absent where a codec cannot: what differs is a divergence then. */
   readonly mutables?: Mutables;
 
+  /**
+   * All that this codec knows, as plain data (what `structuredClone` takes), for {@link Codec.thaw} in another process. Requests that the core
+   * holds as well are the same objects in it: both are serialized as one graph. Called only while no answer to an injection is awaited;
+   * null when it cannot be told at this moment for another reason.
+   */
   freeze(): unknown;
 }
 
@@ -520,6 +525,8 @@ export interface Codec {
   /** The refusal of a client that was not even greeted (too many, shutting down). */
   refuse(error: GatewayError): Uint8Array;
   session(context: SessionContext): SessionCodec;
+  /** The codec of a session as {@link SessionCodec.freeze} left it. */
+  thaw(context: SessionContext, frozen: unknown): SessionCodec;
   /** Runs through what only a failover needs, without effect, so that the first one does not wait for code that never ran. May take 0.1 s. */
   warmUp?(): void;
 }
@@ -543,6 +550,10 @@ export interface PluginContext {
   ): Promise<{ stdout: string; stderr: string }>;
   /** Reads a file. */
   readFile(path: string): Promise<string>;
+  /** Of an address plugin: the address to be moved, numeric. */
+  readonly address?: string;
+  /** Tells the neighbours on a network interface that an address is here (gratuitous ARP, unsolicited neighbour advertisement); needs privileges. */
+  readonly announce?: (address: string, networkInterface: string) => Promise<void>;
 }
 
 export interface Log {
@@ -563,11 +574,70 @@ export interface ActionPlugin {
   act(server: string, facts: { readonly host: string; readonly port: number }): Promise<void>;
 }
 
+/** Who owns something, for one term. */
+export interface Term {
+  /** Name of the gateway. */
+  readonly owner: string;
+  /** Greater than those of all terms before of the same key, whoever had them. */
+  readonly epoch: number;
+}
+
+/** A term that is held. */
+export interface Lease extends Term {
+  /**
+   * Until then nobody else can get it, on the clock `performance.now()` of this process, in ms; moves on with each renewal, and is counted
+   * from the moment when the renewal was asked for, not when it was answered.
+   */
+  readonly validUntil: number;
+  /** Gives it up, so that another one need not wait for its end. Never rejects: what cannot be given up ends by itself. */
+  release(): Promise<void>;
+}
+
+/** Terms of ownership in a store that survives the loss of some of its parts. */
+export interface LeasePlugin {
+  /** Length of a term without renewal, in ms. */
+  readonly ttl: number;
+  /** This gateway becomes known to the others; ends with {@link close}, or a while after the gateway died. */
+  join(name: string, data: Readonly<Record<string, string>>): Promise<void>;
+  /** The gateways that are alive, this one included, by name, with what they gave. */
+  members(): Promise<ReadonlyMap<string, Readonly<Record<string, string>>>>;
+  /**
+   * Tries to get `key` for `owner`; null when somebody else holds it. It is renewed until it is released or lost. Rejects with a CodedError
+   * when the store cannot be asked.
+   */
+  acquire(key: string, owner: string): Promise<Lease | null>;
+  /** Who holds `key`; null when nobody does. Rejects when the store cannot be asked. */
+  holder(key: string): Promise<Term | null>;
+  /** Calls `changed` whenever the holder of `key` changes, until the returned function is called. */
+  watch(key: string, changed: (holder: Term | null) => void): () => void;
+  /** When the store last answered, on the clock `performance.now()`; 0 when it never did. */
+  readonly heard: number;
+  close(): Promise<void>;
+}
+
+/** Makes this host the one that packets for an address come to. */
+export interface AddressPlugin {
+  /**
+   * Takes the address. `lifetime` (ms): the host must let go of it by itself when it is not renewed in time; null: it is kept until
+   * {@link drop}. Does not tell the neighbours.
+   */
+  take(lifetime: number | null): Promise<void>;
+  /** Goes on having it for `lifetime` ms from now. */
+  renew(lifetime: number): Promise<void>;
+  /** Lets go of it; no error when it is not here. */
+  drop(): Promise<void>;
+  /** Tells the neighbours where the address is now. */
+  announce(): Promise<void>;
+}
+
 /** A plugin package's default export. */
 export interface PluginModule {
   readonly name: string;
   readonly contract: string;
-  readonly kind: 'credentials' | 'promote' | 'fence';
+  readonly kind: 'credentials' | 'promote' | 'fence' | 'lease' | 'address';
   /** Validates its options (throws a CodedError that names the path) and starts. */
-  create(options: unknown, context: PluginContext): Promise<CredentialsPlugin | ActionPlugin>;
+  create(
+    options: unknown,
+    context: PluginContext,
+  ): Promise<CredentialsPlugin | ActionPlugin | LeasePlugin | AddressPlugin>;
 }

@@ -1,9 +1,11 @@
 import { Command, CommanderError, InvalidArgumentError } from 'commander';
 import { CodedError, type Log } from '../contract/index.js';
+import { askAdmin, type Order } from './admin.js';
 import { describeConfig, renderReport, tryPlugins, VERSION } from './check.js';
 import { type Config, ConfigError, loadConfig } from './config/index.js';
 import { createLog } from './log.js';
 import { loadExtensions } from './registry.js';
+import { statusText } from './status-text.js';
 
 /** A gateway that runs. */
 export interface RunningGateway {
@@ -38,6 +40,9 @@ export interface Io {
   /** Resolves with the name of the signal when the process is told to stop. */
   stopped(): Promise<string>;
 }
+
+/** How long a running gateway may take to do what it was told. */
+const ADMIN_MS = 30_000;
 
 /** Exit codes: all is well; it failed while running; the usage or the configuration is wrong. */
 export const EXIT = { ok: 0, failed: 1, usage: 2 } as const;
@@ -74,6 +79,33 @@ export async function main(argv: readonly string[], io: Io, parts: Parts): Promi
     });
 
   program
+    .command('status')
+    .description('say how a running gateway and its pair are')
+    .requiredOption('-c, --config <file>', 'the configuration (YAML) that it runs with')
+    .option('--json', 'as JSON')
+    .action(async ({ config, json = false }: { config: string; json?: boolean }) => {
+      const status = await ask(config, 'status', io);
+      io.out(json ? `${JSON.stringify(status, null, 2)}\n` : statusText(status));
+    });
+
+  program
+    .command('takeover')
+    .description('bring all addresses of the pair, with their connections, to this gateway')
+    .requiredOption('-c, --config <file>', 'the configuration (YAML) that it runs with')
+    .action(async ({ config }: { config: string }) => {
+      io.out(statusText(await ask(config, 'takeover', io)));
+    });
+
+  program
+    .command('drain')
+    .description('bring all addresses of this gateway, with their connections, to the other one, and take nothing back')
+    .requiredOption('-c, --config <file>', 'the configuration (YAML) that it runs with')
+    .option('--undo', 'take part again')
+    .action(async ({ config, undo = false }: { config: string; undo?: boolean }) => {
+      io.out(statusText(await ask(config, undo ? 'undrain' : 'drain', io)));
+    });
+
+  program
     .command('demo')
     .description('kill a real PostgreSQL under load, again and again, and count what the clients noticed')
     .option('--rounds <n>', 'failovers', positive, 3)
@@ -105,6 +137,16 @@ async function run(config: Config, io: Io, parts: Parts): Promise<void> {
   log.info({ signal }, 'stopping');
   await gateway.stop();
   log.info({}, 'stopped');
+}
+
+/** Asks the gateway that runs with this configuration. */
+async function ask(file: string, order: Order | 'status', io: Io): Promise<unknown> {
+  const { admin } = await loadConfig(file, io.env);
+  if (admin === null) {
+    const message = `${file} has no admin interface, which this command asks; add admin: { listen: 127.0.0.1:9187 }`;
+    throw new CodedError('OUTLIVE_ADMIN_UNREACHABLE', 'config', message);
+  }
+  return await askAdmin(admin.listen, order, ADMIN_MS);
 }
 
 async function check(file: string, json: boolean, io: Io): Promise<number> {

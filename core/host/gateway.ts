@@ -1,10 +1,30 @@
-import type { ActionPlugin, Codec, CredentialsPlugin, Log, PluginContext } from '../contract/index.js';
+import type { Shadow, ShadowWorld } from '../cluster/shadow.js';
+import type { BackendReach } from '../cluster/statistics.js';
+import type {
+  ActionPlugin,
+  AddressPlugin,
+  Codec,
+  CredentialsPlugin,
+  LeasePlugin,
+  Log,
+  PluginContext,
+} from '../contract/index.js';
 import { CodedError } from '../contract/index.js';
 import { type Listener, listen, runCommand, type ServerTls, serverTls, type Wire } from '../io/index.js';
-import { type Admin, startAdmin } from './admin.js';
+import { announce } from '../io/tcp/index.js';
+import { type Admin, type Order, startAdmin } from './admin.js';
+import { VERSION } from './check.js';
 import { Cluster, type ClusterEvent } from './cluster/index.js';
-import { type ClusterConfig, type Config, fileReader, type ListenerConfig, type PluginUse } from './config/index.js';
+import {
+  type ClusterConfig,
+  type Config,
+  fileReader,
+  type ListenerConfig,
+  type PairConfig,
+  type PluginUse,
+} from './config/index.js';
 import { createMetrics, Stats } from './metrics.js';
+import { Pair, type PairWorld } from './pair/pair.js';
 import { codecsOf, type Extensions, loadExtensions, startPlugin } from './registry.js';
 import { Reservations } from './reservations.js';
 import { SessionHost } from './session-host.js';
@@ -48,6 +68,7 @@ class RunningGateway implements Gateway {
   /** By cluster: what is kept from being made up again on its new primary. */
   private readonly reservations = new Map<string, Reservations>();
   private readonly doors: Door[] = [];
+  private pair: Pair | null = null;
   private adminServer: Admin | null = null;
   private readonly since = Date.now();
 
@@ -59,12 +80,14 @@ class RunningGateway implements Gateway {
   async start(): Promise<void> {
     const extensions = await loadExtensions(this.config);
     for (const cluster of this.config.clusters) await this.startCluster(cluster, extensions);
+    if (this.config.pair !== null) this.pair = await this.makePair(this.config.pair, extensions);
     for (const listener of this.config.listeners) await this.startListener(listener, extensions);
+    await this.pair?.start();
     if (this.config.admin !== null) {
       const metrics = createMetrics(this.stats);
       this.adminServer = await startAdmin(
         this.config.admin.listen,
-        { metrics, health: () => this.health(), status: () => this.status() },
+        { metrics, health: () => this.health(), status: () => this.status(), order: (what) => this.order(what) },
         this.log,
       );
       this.admin = { host: this.adminServer.host, port: this.adminServer.port };
@@ -107,10 +130,20 @@ class RunningGateway implements Gateway {
       return present;
     };
     return {
-      log: this.log,
-      signal: this.stopping.signal,
+      ...this.outside(),
       ask: (server, exchange) => use().ask(server, exchange),
       lookup: codec.lookup === undefined ? undefined : (query, user) => use().lookup(query, user),
+    };
+  }
+
+  /** What plugins get that have nothing to do with a cluster. */
+  private outside(): PluginContext {
+    return {
+      log: this.log,
+      signal: this.stopping.signal,
+      ask: () =>
+        Promise.reject(new CodedError('OUTLIVE_INTERNAL', 'plugin', 'only plugins of a cluster can ask its servers')),
+      announce: (address, networkInterface) => announce(address, networkInterface),
       run: (command, env, timeoutMs) =>
         runCommand(command, { env, timeoutMs, cwd: this.config.baseDir, signal: this.stopping.signal }),
       readFile: fileReader(this.config.baseDir),
@@ -136,11 +169,57 @@ class RunningGateway implements Gateway {
     if (config.mutables === 'keep') codec.warmUp?.();
     const reservations = this.reservations.get(config.cluster) ?? new Reservations(this.log);
     this.reservations.set(config.cluster, reservations);
-    const door = new Door(config, codec, cluster, credentials, tls, silence, reservations, this.log, this.stats);
+    const door = new Door(
+      config,
+      codec,
+      cluster,
+      credentials,
+      tls,
+      silence,
+      reservations,
+      this.pair,
+      this.log,
+      this.stats,
+    );
     this.doors.push(door);
     await door.open();
     this.listeners.push({ name: config.name, host: config.listen.host, port: door.port });
     this.log.info({ listener: config.name, host: config.listen.host, port: door.port, codec: codec.name }, 'listening');
+  }
+
+  private async makePair(config: PairConfig, extensions: Extensions): Promise<Pair> {
+    const start = <T extends ActionPlugin | AddressPlugin | LeasePlugin>(
+      use: PluginUse,
+      address?: string,
+    ): Promise<T> => startPlugin<T>(extensions, use, { ...this.outside(), address });
+    const plugins = {
+      lease: config.lease === null ? null : await start<LeasePlugin>(config.lease),
+      fence: config.fence === null ? null : await start<ActionPlugin>(config.fence),
+      movers: await Promise.all(config.addresses.map(({ mover, address }) => start<AddressPlugin>(mover, address))),
+    };
+    const world: PairWorld = {
+      sessions: () => this.doors.flatMap((door) => door.sessions),
+      shadowWorld: (opening, shared) =>
+        this.doors.find((door) => door.config.name === opening.listener)?.shadowWorld(shared) ?? null,
+      adopt: (shadow, wire) =>
+        this.doors.find((door) => door.config.name === shadow.opening.listener)!.adopt(shadow, wire),
+      ports: () => this.doors.map(({ port }) => port),
+      run: (command, env, timeoutMs) => this.outside().run(command, env, timeoutMs),
+      backends: () => this.backends(),
+      stats: this.stats,
+    };
+    return new Pair(config, plugins, world, VERSION, this.log, now);
+  }
+
+  /** How the servers are found, by `cluster/server`. */
+  private backends(): Record<string, BackendReach> {
+    const found: Record<string, BackendReach> = {};
+    for (const cluster of this.clusters.values()) {
+      for (const { name, reachable, facts } of cluster.servers()) {
+        found[`${cluster.name}/${name}`] = !reachable ? 'unreachable' : facts?.writable === true ? 'ok' : 'read-only';
+      }
+    }
+    return found;
   }
 
   private clusterChanged(config: ClusterConfig, event: ClusterEvent): void {
@@ -187,6 +266,7 @@ class RunningGateway implements Gateway {
 
   status(): object {
     return {
+      pair: this.pair?.status() ?? null,
       uptimeSeconds: Math.round((Date.now() - this.since) / 1000),
       health: this.health(),
       listeners: this.doors.map((door) => door.status()),
@@ -195,7 +275,21 @@ class RunningGateway implements Gateway {
     };
   }
 
+  /** Does what an operator wants of the pair; resolves when it is done. */
+  private async order(what: Order): Promise<object> {
+    if (this.pair === null) {
+      throw new CodedError(
+        'OUTLIVE_PAIR_NONE',
+        'config',
+        'this gateway is not one of a pair: there is no pair in its configuration',
+      );
+    }
+    await this.pair.order(what);
+    return { done: what, pair: this.pair.status() };
+  }
+
   async stop(): Promise<void> {
+    await this.pair?.stop();
     this.stopping.abort();
     await Promise.all(this.doors.map((door) => door.close()));
     await Promise.all([...this.clusters.values()].map((cluster) => cluster.stop()));
@@ -222,6 +316,7 @@ class Door {
     private readonly tls: ServerTls | null,
     private readonly silence: number | null,
     private readonly reservations: Reservations,
+    private readonly pair: Pair | null,
     private readonly log: Log,
     private readonly stats: Stats,
   ) {}
@@ -247,6 +342,7 @@ class Door {
 
   private accept(wire: Wire): void {
     const { limits } = this.config;
+    this.pair?.accepted(wire);
     if (this.stopped !== null) {
       this.turnAway(wire, 'OUTLIVE_LOST_COMMITS', 'refused', this.stopped);
       return;
@@ -262,6 +358,17 @@ class Door {
       );
       return;
     }
+    const host = this.host(wire);
+    this.greetings++;
+    let greeted = false;
+    host.onGreeted = () => {
+      if (!greeted) this.greetings--;
+      greeted = true;
+    };
+    void host.run();
+  }
+
+  private host(wire: Wire): SessionHost {
     const host = new SessionHost(
       {
         listener: this.config,
@@ -273,19 +380,27 @@ class Door {
         stats: this.stats,
         reservations: this.reservations,
         keys: this.keys,
+        pair: this.pair,
         now,
       },
       wire,
     );
     this.hosts.add(host);
-    this.greetings++;
-    let greeted = false;
-    host.onGreeted = () => {
-      if (!greeted) this.greetings--;
-      greeted = true;
-    };
     host.onEnd = () => this.hosts.delete(host);
-    void host.run();
+    return host;
+  }
+
+  /** What a session of the other gateway's lives in while it is followed here. */
+  shadowWorld(shared: () => unknown): ShadowWorld {
+    const { codec, config } = this;
+    return { codec, cluster: config.cluster, options: config.options, limits: config.limits, shared };
+  }
+
+  /** Goes on with a session of the other gateway's. */
+  adopt(shadow: Shadow, wire: Wire): SessionHost {
+    const host = this.host(wire);
+    host.adopt(shadow);
+    return host;
   }
 
   private turnAway(wire: Wire, code: string, kind: 'too-many' | 'refused', message: string): void {

@@ -3,10 +3,12 @@ import { dirname, isAbsolute, join, resolve } from 'node:path';
 import { fileURLToPath, pathToFileURL } from 'node:url';
 import {
   type ActionPlugin,
+  type AddressPlugin,
   CONTRACT_VERSION,
   type Codec,
   CodedError,
   type CredentialsPlugin,
+  type LeasePlugin,
   type PluginContext,
   type PluginModule,
 } from '../contract/index.js';
@@ -43,7 +45,8 @@ export async function loadPlugin(name: string, role: PluginRole, baseDir: string
   checkShape('plugin', name, found, PLUGIN_SHAPE);
   const plugin = found as unknown as PluginModule;
   checkContract('plugin', name, plugin.contract);
-  const roles: PluginRole[] = plugin.kind === 'credentials' ? ['credentials'] : ['promote', 'fence'];
+  const acts = plugin.kind === 'promote' || plugin.kind === 'fence';
+  const roles: PluginRole[] = acts ? ['promote', 'fence'] : [plugin.kind];
   if (!KINDS.includes(plugin.kind) || !roles.includes(role)) {
     throw wrongShape('plugin', name, `its kind is ${JSON.stringify(plugin.kind)}, and one for ${role} is wanted`);
   }
@@ -65,6 +68,12 @@ export async function loadExtensions(config: Config): Promise<Extensions> {
     await want(cluster.promotion, 'promote');
     await want(cluster.fence, 'fence');
   }
+  const { pair } = config;
+  if (pair !== null) {
+    await want(pair.lease, 'lease');
+    await want(pair.fence, 'fence');
+    for (const { mover } of pair.addresses) await want(mover, 'address');
+  }
   const problems = mismatches(config, codecs);
   if (problems.length > 0) {
     throw new ConfigError('OUTLIVE_CONFIG_INVALID', config.file ?? 'configuration', problems);
@@ -75,9 +84,9 @@ export async function loadExtensions(config: Config): Promise<Extensions> {
 /**
  * Starts a loaded plugin with its options from the configuration. Errors say where in the configuration it stands.
  *
- * @typeParam T what its role makes it: `CredentialsPlugin` or `ActionPlugin`
+ * @typeParam T what its role makes it: `CredentialsPlugin`, `ActionPlugin`, `LeasePlugin` or `AddressPlugin`
  */
-export async function startPlugin<T extends CredentialsPlugin | ActionPlugin>(
+export async function startPlugin<T extends CredentialsPlugin | ActionPlugin | LeasePlugin | AddressPlugin>(
   extensions: Extensions,
   use: PluginUse,
   context: PluginContext,
@@ -217,7 +226,7 @@ function exported(exports: unknown, entry: string): string | null {
 
 // --------------------------------------------------------------------------------------------------------------- checking
 
-const KINDS: readonly string[] = ['credentials', 'promote', 'fence'];
+const KINDS: readonly string[] = ['credentials', 'promote', 'fence', 'lease', 'address'];
 
 /** Required members and their types; `list`, `port` and the like are checked by {@link fits}. */
 const CODEC_SHAPE: Record<string, string> = {

@@ -1,5 +1,7 @@
 import { randomBytes } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { type Call, type Opening, RECORD, type Snapshot } from '../cluster/records.js';
+import type { Shadow } from '../cluster/shadow.js';
 import {
   type Blocker,
   type Codec,
@@ -17,12 +19,14 @@ import {
   type TlsFacts,
 } from '../contract/index.js';
 import { runExchange, type ServerTls, type Wire } from '../io/index.js';
+import type { FrozenTcp } from '../io/tcp/index.js';
 import { Session } from '../session/session.js';
 import type { SessionIo } from '../session/world.js';
 import type { BackendConnection, Cluster, ServerState } from './cluster/index.js';
 import { LoginRefused } from './cluster/index.js';
 import type { ListenerConfig } from './config/index.js';
 import type { Stats } from './metrics.js';
+import type { Replica, Subject } from './pair/replica.js';
 import type { Moving, Reservations } from './reservations.js';
 
 /** What a session needs of the gateway around it. */
@@ -37,7 +41,20 @@ export interface SessionEnvironment {
   readonly reservations: Reservations;
   /** Sessions by their cancel key (hex). */
   readonly keys: Map<string, SessionHost>;
+  /** Tells the peer gateway of a session; null without one. */
+  readonly pair: SessionPair | null;
   now(): number;
+}
+
+/** What a session needs of the pair of gateways. */
+export interface SessionPair {
+  replicate(subject: Subject): Replica;
+  /** Is this one of the addresses that move? */
+  covers(address: string): boolean;
+  /** What a survivor must know of a connection of which so many bytes were read and written; null when it cannot be moved. */
+  identify(wire: Wire): unknown;
+  /** Bytes that the kernel was given and the client has not acknowledged. */
+  unacknowledged(wire: Wire): number;
 }
 
 /** Time that restoring a session's state may take on a server that answers. */
@@ -98,6 +115,12 @@ export class SessionHost implements SessionIo {
 
   get state(): string {
     return this.session?.state ?? 'greeting';
+  }
+
+  /** The gateway's address on this connection. */
+  get address(): string {
+    // An IPv4 connection of a socket that speaks both is named in the other way (RFC 4291 section 2.5.5.2).
+    return this.wire.localAddress.replace(/^::ffff:(?=\d+\.)/i, '');
   }
 
   /** Meets the client, and serves it until it leaves. Never rejects. */
@@ -247,10 +270,176 @@ export class SessionHost implements SessionIo {
     if (greeting.passThrough !== null) session.passThrough(greeting.passThrough);
     if (connection.rest.length > 0) this.fromServer(connection.rest);
     wire.onData = (chunk) => this.fromClient(chunk);
-    wire.onDrain = () => this.holdServer(false);
+    wire.onDrain = () => this.easeServer();
     this.tellState();
+    this.replicate();
     if (rest.length > 0) this.fromClient(rest);
     if (!this.clientHolds.queue && !this.clientHolds.server && wire.open) wire.resume();
+  }
+
+  // --------------------------------------------------------------------------------------------------------- the peer
+
+  /** Tells the peer gateway of this session. */
+  private replica: Replica | null = null;
+
+  /** From now on the peer gateway is told of this session. */
+  private replicate(): void {
+    const { env, wire } = this;
+    const { pair, listener } = env;
+    if (pair === null || wire.secure || this.session!.state === 'passing' || this.ended) return;
+    if (!pair.covers(this.address)) return;
+    const { database } = this.greeting!.identity;
+    this.replica = pair.replicate({
+      cluster: listener.cluster,
+      database,
+      durable: listener.durability === 'pair',
+      outstanding: () => wire.backlog + (wire.open ? pair.unacknowledged(wire) : 0),
+      opening: () => this.opening(pair),
+      snapshot: () => this.snapshot(),
+      get written() {
+        return wire.bytesWritten;
+      },
+      facts: () => env.cluster.learnedNow(database),
+      deliver: (bytes) => this.deliver(bytes),
+      eased: () => {
+        if (this.serverHeld) this.easeServer();
+      },
+      proceed: () => this.tell('proceed'),
+    });
+    this.replica.done();
+  }
+
+  private opening(pair: SessionPair): Opening | null {
+    const { wire, cancelKey } = this;
+    const tcp = pair.identify(wire);
+    if (tcp === null) return null;
+    return {
+      listener: this.env.listener.name,
+      address: this.address,
+      greeting: this.greeting!,
+      cancelKey,
+      tcp,
+    };
+  }
+
+  private snapshot(): Omit<Snapshot, 'said'> | null {
+    const { origin, session } = this;
+    const capsule = session!.capsule();
+    if (capsule === null) return null;
+    const { facts, backendId, server } = origin ?? {};
+    return {
+      capsule,
+      received: this.wire.bytesRead,
+      origin: server === undefined ? null : { server: server.name, facts: facts!, backendId: backendId! },
+    };
+  }
+
+  /** Makes a call of the session of which the peer is told. */
+  private tell(...call: Call): void {
+    const { replica } = this;
+    replica?.call(call);
+    const [method, ...given] = call;
+    this.guarded(() => (this.session![method] as (...given: unknown[]) => unknown)(...given));
+    replica?.done();
+  }
+
+  /** The connection while it stands still. */
+  private standing: FrozenTcp | null = null;
+
+  /** True when the peer could go on with this session, or there is nothing to go on with. */
+  get movable(): boolean {
+    return this.session === null || (this.replica?.followed === true && !this.recovering);
+  }
+
+  /**
+   * Stops everything, so that the peer can go on with this session. The server connection is given up.
+   * @param freeze stops the connection; throws when that cannot be
+   * @returns the position of the record that the peer must hold; null when it cannot be moved
+   */
+  stand(freeze: (wire: Wire) => FrozenTcp): number | null {
+    const { replica, wire, backend } = this;
+    if (replica?.followed !== true || this.recovering || !wire.open) return null;
+    wire.pause();
+    let frozen: FrozenTcp;
+    try {
+      frozen = freeze(wire);
+    } catch {
+      // The client is leaving.
+      return null;
+    }
+    this.standing = frozen;
+    this.generation++;
+    this.backend = null;
+    if (backend !== null) {
+      backend.wire.onData = ignore;
+      backend.wire.onDrain = ignore;
+      backend.wire.onClose = ignore;
+      backend.wire.end(this.codec?.synthesize.goodbye());
+    }
+    const { identity, unacknowledged, unsent = 0 } = frozen.image;
+    const queued = unacknowledged.reduce((sum, { length }) => sum + length, 0);
+    return replica.standstill(identity, frozen.unread, queued + wire.backlog, unsent + wire.backlog);
+  }
+
+  /** It stood still and was not moved: goes on where it is. */
+  goOnHere(goOn: (frozen: FrozenTcp) => void): void {
+    const { standing, replica } = this;
+    if (standing === null) return;
+    this.standing = null;
+    goOn(standing);
+    replica?.close();
+    this.replica = null;
+    this.replicate();
+    this.tell('lost');
+    if (!this.clientHolds.queue && this.wire.open) this.wire.resume();
+  }
+
+  /** Ends without a word to the client: somebody else speaks to it from now on. */
+  vanish(freeze: (wire: Wire) => FrozenTcp, vanish: (wire: Wire, frozen: FrozenTcp | null) => void): void {
+    const { wire } = this;
+    if (wire.open && this.standing === null) {
+      wire.pause();
+      try {
+        this.standing = freeze(wire);
+      } catch {
+        // It is closing already.
+      }
+    }
+    wire.onClose = ignore;
+    vanish(wire, this.standing);
+    this.standing = null;
+    this.end();
+  }
+
+  /** Ends at once, and the client's connection is reset. */
+  reset(): void {
+    this.replica?.close();
+    this.wire.onClose = ignore;
+    this.wire.reset();
+    this.end();
+  }
+
+  /** A session of the peer's, which is no more, goes on here. Before the wire is read. */
+  adopt({ opening, session, codec, origin }: Shadow): void {
+    const { env, wire } = this;
+    this.greeting = opening.greeting;
+    this.session = session;
+    this.codec = codec;
+    this.cancelKey = opening.cancelKey;
+    env.keys.set(this.cancelKey, this);
+    const server = origin === null ? null : (env.cluster.servers().find(({ name }) => name === origin.server) ?? null);
+    if (server !== null) this.origin = { server, facts: origin!.facts, backendId: origin!.backendId };
+    session!.entrust(this, env.stats);
+    wire.onClose = () => this.end();
+    wire.onData = (chunk) => this.fromClient(chunk);
+    wire.onDrain = () => this.easeServer();
+    this.onGreeted();
+    this.clientHolds.queue = session!.full;
+    this.guarded(() => session!.lost());
+    if ((session!.state === 'suspended' || session!.state === 'resolving') && this.episode === null) this.recover();
+    this.tellState();
+    this.replicate();
+    if (!this.clientHolds.queue && wire.open) wire.resume();
   }
 
   /**
@@ -330,24 +519,30 @@ export class SessionHost implements SessionIo {
 
   private fromClient(chunk: Uint8Array): void {
     const session = this.session!;
+    const { replica } = this;
     this.chunks++;
     this.env.stats.bytesFromClients += chunk.length;
+    replica?.input(RECORD.client, chunk);
     try {
       session.frontend(chunk);
     } catch (error) {
       this.broken(error, 'client');
     }
+    replica?.done();
   }
 
   private fromServer(chunk: Uint8Array): void {
     const session = this.session!;
+    const { replica } = this;
     this.chunks++;
+    replica?.input(RECORD.server, chunk);
     try {
       session.backend(chunk);
     } catch (error) {
       if (error instanceof ProtocolViolation) this.env.stats.outOfSync++;
       this.broken(error, 'server');
     }
+    replica?.done();
   }
 
   private serverClosed(): void {
@@ -363,7 +558,7 @@ export class SessionHost implements SessionIo {
       this.closeClient();
       return;
     }
-    this.guarded(() => session.lost());
+    this.tell('lost');
   }
 
   /** Runs a step of the session; what it throws ends the session and nothing else. */
@@ -409,6 +604,7 @@ export class SessionHost implements SessionIo {
   /** Ends the session with an error of the gateway's own. */
   fatal(error: GatewayError): void {
     this.session?.close();
+    this.replica?.close();
     this.wire.end(this.env.codec.refuse(error));
     this.end();
   }
@@ -451,7 +647,27 @@ export class SessionHost implements SessionIo {
 
   toClient(bytes: Uint8Array): void {
     this.env.stats.bytesToClients += bytes.length;
+    const { replica } = this;
+    if (replica === null) this.deliver(bytes);
+    else {
+      replica.say(bytes);
+      if (replica.waiting > this.env.listener.limits.backlog) this.holdServer(true);
+    }
+  }
+
+  private deliver(bytes: Uint8Array): void {
     if (!this.wire.write(bytes)) this.holdServer(true);
+  }
+
+  durable(): boolean {
+    return this.replica?.durable() ?? true;
+  }
+
+  /** The server is read again when little waits for the client. */
+  private easeServer(): void {
+    const { limits } = this.env.listener;
+    if ((this.replica?.waiting ?? 0) <= limits.backlog / 2 && this.wire.backlog <= limits.backlog)
+      this.holdServer(false);
   }
 
   toServer(bytes: Uint8Array): void {
@@ -503,13 +719,11 @@ export class SessionHost implements SessionIo {
           { listener: env.listener.name, server: server?.name, sqlstate: error.code, verdict: what },
           'a server spoke of its end',
         );
-        this.guarded(() => {
-          if (what === 'same' && error.meaning !== 'server-lost') {
-            session.intent();
-            this.tellState();
-            if (this.closedInDoubt && session.state === 'live') session.lost();
-          } else session.lost();
-        });
+        if (what === 'same' && error.meaning !== 'server-lost') {
+          this.tell('intent');
+          this.tellState();
+          if (this.closedInDoubt && (session.state as string) === 'live') this.tell('lost');
+        } else this.tell('lost');
       });
   }
 
@@ -557,7 +771,7 @@ export class SessionHost implements SessionIo {
         const episode = this.episode!;
         if (session.state === 'closed') return;
         if (episode.attempts > listener.failover.attempts && session.openUnit) {
-          session.cannotContinue({
+          this.tell('cannotContinue', {
             code: 'OUTLIVE_REPLAY_ATTEMPTS',
             kind: 'retry-transaction',
             message: `the transaction could not be repeated in ${listener.failover.attempts} attempts after a failover`,
@@ -602,22 +816,24 @@ export class SessionHost implements SessionIo {
             return;
           }
           const gone = [...blockers, ...missing];
-          if (gone.length > 0) {
-            codec.forgetBlockers();
-            session.cannotContinue(stateLost(gone));
-            for (const { what } of gone) env.stats.count(env.stats.unprotected, what);
-          }
           this.recovering = false;
           handedOver = true;
           const attached = connection;
           this.attach(attached);
-          if (this.backend === attached) this.guarded(() => session.restored(attached.login, plan));
+          if (gone.length > 0) codec.forgetBlockers();
+          this.replica?.renew();
+          if (gone.length > 0) {
+            this.tell('cannotContinue', stateLost(gone));
+            for (const { what } of gone) env.stats.count(env.stats.unprotected, what);
+          }
+          if (this.backend === attached) this.tell('restored', attached.login, plan);
           this.tellState();
           if (rest.length > 0 && this.backend === attached) this.fromServer(rest);
           return;
         } catch (error) {
           if (connection !== null) this.discard(connection);
           if ((session.state as string) === 'closed') return;
+          // Nothing of it was told to the peer, whose session waits as before.
           if (session.state === 'restoring') session.lost();
           if (error instanceof LoginRefused) {
             this.wire.end(error.outcome.bytes);
@@ -688,8 +904,8 @@ export class SessionHost implements SessionIo {
   private giveUpSearch(): void {
     const { env } = this;
     const session = this.session!;
-    if (session.inDoubt) session.unknown(outcomeUnknown(session.unit.unprovable ?? 'commit'));
-    session.unavailable({
+    if (session.inDoubt) this.tell('unknown', outcomeUnknown(session.unit.unprovable ?? 'commit'));
+    this.tell('unavailable', {
       code: 'OUTLIVE_NO_WRITABLE_SERVER',
       kind: 'unavailable',
       message: `no server accepted writes within ${env.listener.failover.wait} ms`,
@@ -707,7 +923,7 @@ export class SessionHost implements SessionIo {
     const { env } = this;
     const session = this.session!;
     const { unit } = session;
-    if (session.state === 'suspended') session.asking();
+    if (session.state === 'suspended') this.tell('asking');
     this.tellState();
     const { token } = unit;
     let outcome: 'committed' | 'not-committed' | 'unknown' = 'unknown';
@@ -718,11 +934,11 @@ export class SessionHost implements SessionIo {
     if (session.state === 'closed') return;
     env.stats.count(env.stats.outcomes, outcome);
     env.log.info({ listener: env.listener.name, outcome }, 'the outcome of an interrupted commit was asked for');
-    if (outcome === 'committed') session.committed();
-    else if (outcome === 'not-committed') session.notCommitted();
+    if (outcome === 'committed') this.tell('committed');
+    else if (outcome === 'not-committed') this.tell('notCommitted');
     else {
       env.stats.count(env.stats.errors, 'OUTLIVE_OUTCOME_UNKNOWN');
-      session.unknown(outcomeUnknown(unit.unprovable ?? 'commit'));
+      this.tell('unknown', outcomeUnknown(unit.unprovable ?? 'commit'));
     }
   }
 
@@ -784,6 +1000,7 @@ export class SessionHost implements SessionIo {
   }
 
   closeClient(): void {
+    this.replica?.close();
     this.wire.end();
     this.end();
   }
@@ -814,10 +1031,13 @@ export class SessionHost implements SessionIo {
   async cancel(): Promise<void> {
     const { session, backend } = this;
     if (session === null) return;
+    const { replica } = this;
+    replica?.call(['cancel']);
     let held = false;
     this.guarded(() => {
       held = session.cancel();
     });
+    replica?.done();
     if (!held && backend !== null)
       await this.env.cluster.cancel(backend.server, backend.login.cancelKey).catch(() => {});
   }
@@ -864,7 +1084,7 @@ export class SessionHost implements SessionIo {
   serverVoid(): void {
     const session = this.session;
     if (session === null || this.backend === null) return;
-    this.guarded(() => session.lost());
+    this.tell('lost');
   }
 
   private tellState(): void {
@@ -882,6 +1102,7 @@ export class SessionHost implements SessionIo {
   end(): void {
     if (this.ended) return;
     this.ended = true;
+    this.replica?.close();
     this.settle();
     const { backend } = this;
     this.generation++;
@@ -920,3 +1141,5 @@ function stateLost(blockers: readonly Blocker[]): GatewayError {
     hint: 'The session goes on without it; create it again.',
   };
 }
+
+function ignore(): void {}

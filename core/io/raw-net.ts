@@ -3,6 +3,7 @@ import { systemError } from './errors.js';
 import { binding, RawWire } from './raw-wire.js';
 import type { Address, TcpHandle } from './tcp-binding.js';
 import {
+  type AcceptOptions,
   type Attempt,
   type ConnectOptions,
   DEFAULT_BACKLOG,
@@ -17,6 +18,19 @@ const { TCP, SOCKET, SERVER, ConnectRequest } = binding ?? ({} as never);
 
 /** Listens with a bare handle. @param address numeric */
 export async function listenRaw(address: string, options: ListenOptions): Promise<Listener> {
+  return start(options, (server) => {
+    const how = net.isIPv6(address) ? server.bind6(address, options.port, 0) : server.bind(address, options.port);
+    return [how, 'bind'];
+  });
+}
+
+/** Goes on with a socket that listens already. @param fd nobody else's in this process */
+export async function listenOnRaw(fd: number, options: AcceptOptions): Promise<Listener> {
+  return start(options, (server) => [server.open(fd), 'open']);
+}
+
+/** @param prepare gives the handle its socket; answers with the result and the name of the call */
+function start(options: AcceptOptions, prepare: (server: TcpHandle) => readonly [number, string]): Listener {
   const gate = new Gate(options);
   const server = new TCP(SERVER);
   const check = (error: number, call: string): void => {
@@ -24,7 +38,7 @@ export async function listenRaw(address: string, options: ListenOptions): Promis
     server.close();
     throw systemError(error, call);
   };
-  check(net.isIPv6(address) ? server.bind6(address, options.port, 0) : server.bind(address, options.port), 'bind');
+  check(...prepare(server));
   server.onconnection = (error: number, handle: TcpHandle | undefined): void => {
     if (handle === undefined) options.onError?.(systemError(error, 'accept'));
     else gate.admit(() => new RawWire(handle, options));
@@ -35,6 +49,9 @@ export async function listenRaw(address: string, options: ListenOptions): Promis
   let closed: Promise<void> | null = null;
   return {
     port: name.port ?? 0,
+    get fd() {
+      return closed === null ? server.fd : -1;
+    },
     close: () => {
       gate.close();
       return (closed ??= new Promise((resolve) => server.close(resolve)));

@@ -42,6 +42,9 @@ const shared = new Uint8Array(READ_SIZE);
 let slab = new ArrayBuffer(0);
 let slabUsed = 0;
 
+/** What a wire that writes nothing is writing. */
+const NOTHING: readonly Uint8Array[] = [];
+
 /** A request object that no operation has taken; most writes are finished within the call and leave it free. */
 let spare: Request | null = null;
 
@@ -74,6 +77,8 @@ export class RawWire implements Wire {
   onData: (chunk: Uint8Array) => void = ignore;
   onClose: (error: Error | null) => void = ignore;
   onDrain: () => void = ignore;
+  /** Called with the descriptor before the kernel is told to end the connection; not by {@link abandon}. */
+  beforeClose: ((fd: number) => void) | null = null;
 
   readonly #handle: TcpHandle;
   readonly #highWater: number;
@@ -91,6 +96,8 @@ export class RawWire implements Wire {
   #delivering = false;
   /** A write that the kernel has not finished. At most one at a time; others wait in the queue. */
   #writing = false;
+  /** The chunks of that write. */
+  #underWay = NOTHING;
   #queue: Uint8Array[] = [];
   #queued = 0;
   #corked = 0;
@@ -143,6 +150,14 @@ export class RawWire implements Wire {
   get localPort(): number {
     return (this.#local ??= this.#name('getsockname')).port ?? 0;
   }
+  /** The descriptor of the socket; -1 once it was closed, and over TLS, which somebody else reads and writes. */
+  get fd(): number {
+    return this.#over === null && !this.#closing ? this.#handle.fd : -1;
+  }
+  /** Bytes that were put back by `unread` and wait to be delivered again; `bytesRead` does not count them. */
+  get unreadBytes(): number {
+    return this.#unread?.length ?? 0;
+  }
   get bytesRead(): number {
     return this.#bytesRead + (this.#over?.bytesRead ?? 0);
   }
@@ -168,7 +183,7 @@ export class RawWire implements Wire {
       return true;
     }
     if (state[ASYNC] === 0) return true;
-    this.#goesOn(request, chunk);
+    this.#goesOn(request, [chunk]);
     return this.#under();
   }
 
@@ -259,6 +274,22 @@ export class RawWire implements Wire {
     if (this.#handle.reset(this.#gone) !== 0) this.#handle.close(this.#gone);
   }
 
+  /**
+   * Leaves the connection to somebody else: its descriptor is closed and nothing is flushed. The peer notices nothing if the
+   * socket is in repair mode, or if somebody holds another descriptor of it. Not over TLS.
+   * @returns what was accepted by `write` and not yet given to the kernel, and what was put back by `unread`
+   */
+  abandon(): { unwritten: Uint8Array; unread: Uint8Array } {
+    if (this.fd < 0) throw new Error('abandon needs an open plain wire');
+    const waiting = Buffer.concat(this.#writing ? [...this.#underWay, ...this.#queue] : this.#queue);
+    const unwritten = waiting.subarray(waiting.length - this.backlog);
+    const unread = this.#unread ?? new Uint8Array(0);
+    this.#handle.readStop();
+    this.beforeClose = null;
+    this.#close();
+    return { unwritten, unread };
+  }
+
   async startTls(options: StartTls): Promise<TlsFacts> {
     if (!this.open) throw new CodedError('OUTLIVE_TLS_FAILED', 'network', 'the connection was closed before TLS began');
     if (!this.#paused || this.#over !== null) throw new Error('TLS needs a paused plain wire');
@@ -278,6 +309,9 @@ export class RawWire implements Wire {
       if (!this.#open)
         throw new CodedError('OUTLIVE_TLS_FAILED', 'network', 'the connection was lost before TLS began');
     }
+    // What TLS carries cannot be gone on with by anybody else, so its end need not be held back.
+    this.beforeClose?.(this.#handle.fd);
+    this.beforeClose = null;
     const socket = new net.Socket({
       handle: this.#handle,
       pauseOnCreate: true,
@@ -360,10 +394,11 @@ export class RawWire implements Wire {
   }
 
   /** A write was not finished within the call: the request is taken, and the memory must live until the end of it. */
-  #goesOn(request: Request, held: unknown): void {
+  #goesOn(request: Request, held: readonly Uint8Array[]): void {
     spare = null;
     request.owner = this;
     request.held = held;
+    this.#underWay = held;
     request.oncomplete = RawWire.#onwritten;
     this.#writing = true;
   }
@@ -376,6 +411,7 @@ export class RawWire implements Wire {
 
   #written(status: number): void {
     this.#writing = false;
+    this.#underWay = NOTHING;
     if (this.#closing) return;
     if (status !== 0) this.#writeFailed(status);
     else if (this.#queued > 0 && this.#corked === 0) this.#flush();
@@ -401,7 +437,7 @@ export class RawWire implements Wire {
     this.#queue = [];
     this.#queued = 0;
     const request = (spare ??= new WriteRequest());
-    let held: unknown = chunks;
+    let held = chunks;
     let error: number;
     if (chunks.length === 1) {
       error = this.#handle.writeBuffer(request, chunks[0]);
@@ -411,8 +447,8 @@ export class RawWire implements Wire {
         merged.set(chunk, at);
         at += chunk.length;
       }
-      held = merged;
-      error = this.#handle.writeBuffer(request, merged.subarray(0, total));
+      held = [merged.subarray(0, total)];
+      error = this.#handle.writeBuffer(request, held[0]);
     } else {
       error = this.#handle.writev(request, chunks, true);
     }
@@ -420,7 +456,7 @@ export class RawWire implements Wire {
       this.#writeFailed(error);
     } else if (state[ASYNC] !== 0) {
       this.#goesOn(request, held);
-      if (held === merged) merged = new Uint8Array(MERGE_MAX);
+      if (held !== chunks) merged = new Uint8Array(MERGE_MAX);
     } else if (this.#ending) {
       this.#shutdown();
     }
@@ -438,6 +474,7 @@ export class RawWire implements Wire {
   }
 
   #shutdown(): void {
+    this.beforeClose?.(this.#handle.fd);
     const request = new ShutdownRequest();
     request.oncomplete = ignore;
     // A failure means that the peer is gone; reading notices.
@@ -473,6 +510,7 @@ export class RawWire implements Wire {
   }
 
   #leave(): void {
+    this.beforeClose?.(this.#handle.fd);
     this.#closing = true;
     this.#paused = true;
     this.#wantsDrain = false;

@@ -1,6 +1,7 @@
 import * as net from 'node:net';
 import { StreamWire } from './stream-wire.js';
 import {
+  type AcceptOptions,
   type Attempt,
   type ConnectOptions,
   DEFAULT_BACKLOG,
@@ -18,18 +19,31 @@ const SOCKET_OPTIONS = {
 };
 
 /** Listens with the public API. @param address numeric */
-export async function listenStream(address: string, options: ListenOptions): Promise<Listener> {
+export function listenStream(address: string, options: ListenOptions): Promise<Listener> {
+  return start(options, { host: address, port: options.port });
+}
+
+/** Goes on with a socket that listens already. @param fd nobody else's in this process */
+export function listenOnStream(fd: number, options: AcceptOptions): Promise<Listener> {
+  return start(options, { fd });
+}
+
+async function start(options: AcceptOptions, where: net.ListenOptions & { readonly fd?: number }): Promise<Listener> {
   const gate = new Gate(options);
   const server = net.createServer({ ...SOCKET_OPTIONS, pauseOnConnect: true });
   server.on('connection', (socket) => gate.admit(() => new StreamWire(socket, options)));
   await new Promise<void>((resolve, reject) => {
     server.once('error', reject);
-    server.listen({ host: address, port: options.port, backlog: options.backlog ?? DEFAULT_BACKLOG }, resolve);
+    server.listen({ ...where, backlog: options.backlog ?? DEFAULT_BACKLOG }, resolve);
   });
   server.removeAllListeners('error');
   server.on('error', (error) => options.onError?.(error));
   return {
     port: (server.address() as net.AddressInfo).port,
+    get fd() {
+      // The handle has no public name.
+      return (server as unknown as { readonly _handle: { readonly fd?: number } | null })._handle?.fd ?? -1;
+    },
     close: async () => {
       gate.close();
       // Its callback would wait for every connection; the port itself is free at once.

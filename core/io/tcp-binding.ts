@@ -31,6 +31,8 @@ export interface TcpHandle {
   writeBuffer(request: Request, chunk: Uint8Array): number;
   writev(request: Request, chunks: Uint8Array[], allBuffers: true): number;
   shutdown(request: Request): number;
+  /** Takes over a descriptor that is open and nobody else's. */
+  open(fd: number): number;
   close(done?: () => void): void;
   reset(done?: () => void): number;
   setNoDelay(on: boolean): number;
@@ -66,6 +68,7 @@ const METHODS = [
   'writeBuffer',
   'writev',
   'shutdown',
+  'open',
   'close',
   'reset',
   'setNoDelay',

@@ -1,10 +1,7 @@
 import type { Wire, WireMarks } from './wire.js';
 
-export interface ListenOptions extends WireMarks {
-  /** Address or name to listen on. */
-  readonly host: string;
-  /** 0 for any free port. */
-  readonly port: number;
+/** How connections are taken from a listening socket. */
+export interface AcceptOptions extends WireMarks {
   readonly backlog?: number;
   /** A client came. The wire is paused. */
   readonly onWire: (wire: Wire) => void;
@@ -12,9 +9,21 @@ export interface ListenOptions extends WireMarks {
   readonly onError?: (error: Error) => void;
 }
 
+export interface ListenOptions extends AcceptOptions {
+  /** Address or name to listen on. */
+  readonly host: string;
+  /** 0 for any free port. */
+  readonly port: number;
+}
+
 export interface Listener {
   readonly port: number;
-  /** Stops listening and resets what waits; wires that were handed out live on. */
+  /** Its descriptor; -1 once it is closed. */
+  readonly fd: number;
+  /**
+   * Stops listening and resets what waits; wires that were handed out live on. Another process that holds a duplicate of the descriptor can
+   * go on: what was not accepted yet waits for it.
+   */
   close(): Promise<void>;
   /** Connections are taken from the kernel and wait, unread, at most `backlog` of them; more are reset. */
   pauseAccepting(): void;
@@ -45,7 +54,7 @@ export class Gate {
   #waiting: (() => Wire)[] = [];
   readonly #limit: number;
 
-  constructor(readonly options: ListenOptions) {
+  constructor(readonly options: AcceptOptions) {
     this.#limit = options.backlog ?? DEFAULT_BACKLOG;
   }
 

@@ -1,4 +1,4 @@
-import { createHash, type Hash } from 'node:crypto';
+import { createHash } from 'node:crypto';
 import type { Codec, Request, SessionCodec, TransactionStatus } from '../contract/index.js';
 
 /** So many small pieces in a row are put together. */
@@ -7,6 +7,10 @@ const MANY = 32;
 const SMALL = 4096;
 /** A list to which nothing was added yet. */
 const NONE: Uint8Array[] = [];
+/** Nothing was folded yet. */
+const NO_FOLDS: number[] = [];
+/** What the chain of digests begins with. */
+export const CHAIN_START: Uint8Array = new Uint8Array(32);
 
 /**
  * Puts the pieces from `from` on into one when they are small. What arrives in small pieces lies in buffers that many sessions
@@ -53,6 +57,14 @@ export interface Canon {
   verbatim: SessionCodec['verbatim'];
 }
 
+/** An {@link AnswerLog} as plain data. */
+export interface FrozenAnswer {
+  readonly chunks: readonly Uint8Array[];
+  readonly chain: Uint8Array | null;
+  readonly folds: readonly number[];
+  readonly streaming: number;
+}
+
 /**
  * The answer to one request as the client received it: kept by reference up to a budget, beyond it folded into a digest of its
  * canonical form. The ready that ends it is not part of it; its status is kept beside.
@@ -64,20 +76,24 @@ export class AnswerLog {
   bytes = 0;
   /** Chunks before this one are not small. */
   private together = 0;
-  /** Digest of what was folded, and how many canonical bytes it covers. */
-  private hash: Hash | null = null;
-  foldedBytes = 0;
+  /**
+   * Digest of what was folded; null before. It is a chain, SHA-256 of the 32 bytes before it and of what was folded then, so that between
+   * two folds it is plain data, which a running hash is not.
+   */
+  private chain: Uint8Array | null = null;
+  /** How many canonical bytes each link of the chain covers: none of them is 0. */
+  folds = NO_FOLDS;
   /** Bytes of a streaming frame still to come that count as they are. */
   private streaming = 0;
 
   /** @returns true when nothing was released yet */
   get empty(): boolean {
-    return this.bytes === 0 && this.hash === null;
+    return this.bytes === 0 && this.chain === null;
   }
 
   /** True when the answer is only known by its digest. */
   get folded(): boolean {
-    return this.hash !== null;
+    return this.chain !== null;
   }
 
   append(chunk: Uint8Array): void {
@@ -90,19 +106,44 @@ export class AnswerLog {
 
   /** Folds what is kept into the digest and frees it. */
   fold(canon: Canon): void {
-    this.hash ??= createHash('sha256');
+    this.chain ??= CHAIN_START;
+    const hash = createHash('sha256').update(this.chain);
+    let bytes = 0;
     for (const piece of this.drain(canon)) {
-      this.hash.update(piece);
-      this.foldedBytes += piece.length;
+      hash.update(piece);
+      bytes += piece.length;
+    }
+    // What was received may have been notices alone, of which nothing counts.
+    if (bytes > 0) {
+      this.chain = hash.digest();
+      if (this.folds === NO_FOLDS) this.folds = [bytes];
+      else this.folds.push(bytes);
     }
     this.chunks = NONE;
     this.together = 0;
     this.bytes = 0;
   }
 
-  /** @returns the digest of the first `foldedBytes` canonical bytes */
-  digest(): Buffer {
-    return this.hash!.copy().digest();
+  /** @returns the digest of what was folded, see {@link folds} */
+  digest(): Uint8Array {
+    return this.chain ?? CHAIN_START;
+  }
+
+  /** @returns all of it; the bytes by reference */
+  freeze(): FrozenAnswer {
+    const { chunks, chain, folds, streaming } = this;
+    return { chunks, chain, folds, streaming };
+  }
+
+  /** The log that {@link freeze} told. */
+  static thaw({ chunks, chain, folds, streaming }: FrozenAnswer): AnswerLog {
+    const log = new AnswerLog();
+    for (const chunk of chunks) log.append(chunk);
+    log.chain = chain;
+    // Those of several logs may be one and the same empty list.
+    log.folds = [...folds];
+    log.streaming = streaming;
+    return log;
   }
 
   /** @returns the canonical bytes of the kept chunks, in order */
@@ -146,6 +187,15 @@ export class AnswerLog {
       if (run < chunk.length) yield chunk.subarray(run, chunk.length);
     }
   }
+}
+
+/** A {@link RequestRecord} as plain data. */
+export interface FrozenRecord {
+  readonly request: Request;
+  readonly input: readonly Uint8Array[];
+  /** Null while nothing was noted of it. */
+  readonly answer: FrozenAnswer | null;
+  readonly status: TransactionStatus | null;
 }
 
 /**
@@ -213,6 +263,21 @@ export class RequestRecord {
     const pieces = this.listed();
     pieces.list.length = 0;
     pieces.together = 0;
+  }
+
+  /** @returns all of it, its request the same object; the bytes by reference */
+  freeze(): FrozenRecord {
+    const { request, input, status } = this;
+    return { request, input, answer: this.answered ? this.answer.freeze() : null, status };
+  }
+
+  /** The record that {@link freeze} told. */
+  static thaw({ request, input, answer, status }: FrozenRecord): RequestRecord {
+    const record = new RequestRecord(request);
+    for (const piece of input) record.addInput(piece);
+    if (answer !== null) record.log = AnswerLog.thaw(answer);
+    record.status = status;
+    return record;
   }
 
   private listed(): Pieces {

@@ -1,5 +1,5 @@
 import { createHash, type Hash } from 'node:crypto';
-import type { Canon, RequestRecord } from './record.js';
+import { type Canon, CHAIN_START, type RequestRecord } from './record.js';
 
 /** `more`: equal so far. `differs`: divergence. A number: the client's prefix ended that many bytes into the given bytes; from there on everything is new to it. */
 export type Verdict = 'more' | 'differs' | number;
@@ -12,22 +12,34 @@ export class Verifier {
   private readonly expected: Uint8Array[];
   private index = 0;
   private offset = 0;
+  /** The present link of the digest's chain (`AnswerLog.folds`), how many bytes of it are still to come ... */
   private hash: Hash | null = null;
   private hashLeft = 0;
+  /** ... and how many links came before it. */
+  private link = 0;
+  private readonly folds: readonly number[];
+  private readonly links: number;
+  private readonly digest: Uint8Array;
   /** Canonical bytes that were equal so far; after a difference, those in front of it. */
   equal = 0;
 
-  constructor(
-    private readonly record: RequestRecord,
-    canon: Canon,
-  ) {
+  constructor(record: RequestRecord, canon: Canon) {
+    const { answer } = record;
     // Bytes that are already folded come first, what was kept afterwards follows.
-    this.expected = record.answer.canonicalBytes(canon);
-    // What was folded may have been notices alone, of which nothing counts.
-    if (record.answer.foldedBytes > 0) {
-      this.hash = createHash('sha256');
-      this.hashLeft = record.answer.foldedBytes;
+    this.expected = answer.canonicalBytes(canon);
+    this.folds = answer.folds;
+    this.links = answer.folds.length;
+    this.digest = answer.digest();
+    this.nextLink(CHAIN_START);
+  }
+
+  private nextLink(before: Uint8Array): void {
+    if (this.link === this.links) {
+      this.hash = null;
+      return;
     }
+    this.hash = createHash('sha256').update(before);
+    this.hashLeft = this.folds[this.link];
   }
 
   /** True when all that the client received has been seen again. */
@@ -49,8 +61,10 @@ export class Verifier {
         this.equal += n;
         at += n;
         if (this.hashLeft === 0) {
-          if (!this.hash.digest().equals(this.record.answer.digest())) return 'differs';
-          this.hash = null;
+          const digest = this.hash.digest();
+          this.link++;
+          if (this.link === this.links && !digest.equals(this.digest)) return 'differs';
+          this.nextLink(digest);
         }
         continue;
       }

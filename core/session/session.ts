@@ -1,5 +1,6 @@
 import {
   BACKEND,
+  type Codec,
   CodedError,
   FORWARD,
   FRONTEND,
@@ -13,15 +14,17 @@ import {
   type SeenRequest,
   type ServerError,
   type SessionCodec,
+  type SessionContext,
   type Sink,
   SWALLOW,
   type TokenInjection,
   type TransactionStatus,
   VERDICT,
 } from '../contract/index.js';
-import { type Canon, keepApart, RequestRecord } from '../journal/record.js';
+import { type Canon, type FrozenRecord, keepApart, RequestRecord } from '../journal/record.js';
 import { Verifier } from '../journal/verify.js';
 import { ByteWindow } from '../stream/queue.js';
+import type { Capsule, FrozenItem, FrozenPending } from './capsule.js';
 import { type Item, Pending } from './pending.js';
 import { type Event, next, type State } from './states.js';
 import { Unit } from './unit.js';
@@ -34,6 +37,8 @@ const LOOSE = 8;
 /** Up to so many bytes are moved within a chunk to save a write. */
 const SLIDE = 4096;
 const EMPTY = new Uint8Array(0);
+/** In the others the gateway is amid something of its own. */
+const FREEZABLE: ReadonlySet<State> = new Set(['connecting', 'live', 'suspended', 'restoring', 'detached']);
 
 /**
  * One session: between a client that stays and servers that come and go. Pure: bytes in, bytes out through {@link SessionIo};
@@ -117,9 +122,20 @@ export class Session implements Sink {
     readonly codec: SessionCodec,
     private readonly canon: Canon,
     private readonly limits: SessionLimits,
-    private readonly io: SessionIo,
-    private readonly stats: SessionStats,
+    private io: SessionIo,
+    private stats: SessionStats,
   ) {}
+
+  /** From now on it acts upon another world: it was followed, and is now gone on with. */
+  entrust(io: SessionIo, stats: SessionStats): void {
+    this.io = io;
+    this.stats = stats;
+  }
+
+  /** True when so much is held that the client should not be read. */
+  get full(): boolean {
+    return this.clientPaused;
+  }
 
   /** Moves the state machine. */
   private step(event: Event): void {
@@ -291,8 +307,10 @@ export class Session implements Sink {
     const open = this.projectedOpen || this.guarding;
     if (!open) {
       // What needs care waits until everything before it is answered.
-      if ((request.effect !== 'read' && request.effect !== 'session') || request.mustGuard)
-        return this.pending.length === 0;
+      if ((request.effect !== 'read' && request.effect !== 'session') || request.mustGuard) {
+        if (this.pending.length > 0) return false;
+        return request.effect === 'begin' || this.wrappable(request) || this.mayDecide();
+      }
       return true;
     }
     if (request.effect === 'commit' && this.unit.unarmed && !this.unit.refused) {
@@ -300,8 +318,35 @@ export class Session implements Sink {
       return false;
     }
     // Commits and rollbacks decide about everything before them: that must be answered, so that nothing is left in doubt beside them.
-    if (request.effect === 'commit' || request.effect === 'rollback') return this.pending.length === 0;
+    if (request.effect === 'rollback') return this.pending.length === 0;
+    if (request.effect === 'commit') return this.pending.length === 0 && this.mayDecide();
     return true;
+  }
+
+  /** May a transaction of the gateway's own be put around this request? */
+  private wrappable({ effect, mustGuard, guardable }: Request): boolean {
+    const needed = effect === 'write' || ((effect === 'read' || effect === 'session') && mustGuard);
+    return needed && guardable && this.codec.guard !== null && this.codec.token !== null;
+  }
+
+  /** See {@link SessionIo.durable}. */
+  private mayDecide(): boolean {
+    return this.proceeding || this.io.durable();
+  }
+
+  private proceeding = false;
+  /** The guarded request is to be committed as soon as that may be. */
+  private guardDue = false;
+
+  /** What `durable()` held back may leave. */
+  proceed(): void {
+    this.proceeding = true;
+    if (this.guardDue) {
+      this.guardDue = false;
+      this.closeGuard();
+    }
+    this.pump();
+    this.proceeding = false;
   }
 
   /** Sends what waits, as far as it may go. */
@@ -446,11 +491,10 @@ export class Session implements Sink {
     const effect = request.effect;
     const open = this.projectedOpen || this.guarding;
     if (!open) {
-      const wrappable = effect === 'write' || ((effect === 'read' || effect === 'session') && request.mustGuard);
-      if (wrappable && request.guardable && this.codec.guard !== null && this.codec.token !== null) {
+      if (this.wrappable(request)) {
         this.guarding = true;
         this.codec.guardBegun();
-        const begin = this.codec.guard.begin();
+        const begin = this.codec.guard!.begin();
         this.inject(begin, () => {
           // A cancel that meant the request hit this instead: the request commits by itself, and nothing proves it.
           if (begin.failed() !== null) unit.unprovable = request.label;
@@ -1011,6 +1055,10 @@ export class Session implements Sink {
       this.pump();
       return;
     }
+    if (!this.mayDecide()) {
+      this.guardDue = true;
+      return;
+    }
     this.unit.commitSent = true;
     const injection = this.codec.guard!.commit();
     const pending = this.inject(injection, () => this.guardCommitted(injection));
@@ -1161,6 +1209,7 @@ export class Session implements Sink {
     this.doubted = null;
     this.readyStatus = null;
     this.abandoning = false;
+    this.guardDue = false;
     this.retryable = false;
     this.inquiring = false;
     // A replay in progress goes back to the records, in order.
@@ -1535,6 +1584,11 @@ export class Session implements Sink {
   cancel(): boolean {
     if (this.state === 'live' || this.state === 'doubting' || this.state === 'passing') return false;
     if (this.inDoubt || !this.waiting) return true;
+    if (this.state === 'replaying') {
+      // It goes back to the records, in order.
+      this.records = [...this.records, ...this.replayQueue];
+      this.replayQueue = [];
+    }
     const error: GatewayError = {
       code: 'OUTLIVE_CANCELLED',
       kind: 'cancelled',
@@ -1575,6 +1629,120 @@ export class Session implements Sink {
     this.queue = [];
     this.records = [];
     this.pending.length = 0;
+  }
+
+  // --------------------------------------------------------------------------------------------------------------- capsule
+
+  /**
+   * All of this session between two of its inputs, for {@link thaw} elsewhere. It refers to what the session goes on changing: to be made
+   * bytes of (`freezeBytes`) before the next input. In state `restoring` only right before {@link restored}, when no exchange is under way.
+   * @returns null when it cannot be told now: something of the gateway's own is awaited, or an answer is being compared
+   */
+  capsule(): Capsule | null {
+    const { window: w, repetitions, unit } = this;
+    if (!FREEZABLE.has(this.state)) return null;
+    const pending: FrozenPending[] = [];
+    const records = new Map<RequestRecord, FrozenRecord>();
+    const freeze = (record: RequestRecord): FrozenRecord => {
+      let frozen = records.get(record);
+      if (frozen === undefined) records.set(record, (frozen = record.freeze()));
+      return frozen;
+    };
+    for (const { record, token, verifier, replay, failed, gates } of this.pending) {
+      if (record === null || token !== null || verifier !== null || replay) return null;
+      pending.push({ record: freeze(record), failed, gates });
+    }
+    const codec = this.codec.freeze();
+    if (codec === null) return null;
+    const item = ({ request, input, record }: Item): FrozenItem => {
+      return { request, input, record: record === null ? null : freeze(record) };
+    };
+    return {
+      codec,
+      session: {
+        state: this.state,
+        clientStatus: this.clientStatus,
+        unit: { ...unit },
+        answered: this.answered,
+        input: { bytes: w.bytes.subarray(w.start, w.end), scanned: this.scan - w.start, left: this.inputLeft },
+        queue: this.queue.map(item),
+        queued: this.queued,
+        clientPaused: this.clientPaused,
+        barriers: this.barriers,
+        inputOpen: this.inputOpen,
+        deaf: this.deaf,
+        carry: this.carry,
+        relayLeft: this.relayLeft,
+        midFrame: this.midFrame,
+        pending,
+        records: this.records.map(freeze),
+        projectedOpen: this.projectedOpen,
+        gates: this.gates,
+        guarding: this.guarding,
+        guardDue: this.guardDue,
+        verdict: this.verdict,
+        heldReady: this.heldReady,
+        deferred: this.deferred,
+        poisoned: this.poisoned,
+        told: this.told.map(freeze),
+        repetitions: repetitions && new Map([...repetitions].map(([record, how]) => [freeze(record), how])),
+        retryable: this.retryable,
+        ending: this.ending,
+        announcing: this.announcing,
+      },
+    };
+  }
+
+  /**
+   * The session that {@link capsule} told, and its codec. It says nothing to `io` by itself: `full` tells whether its client is to be read.
+   * @param capsule as `thawBytes` gives it; what is in it is this session's from now on
+   * @param context as the codec of the session was made with
+   */
+  static thaw(
+    capsule: unknown,
+    codec: Codec,
+    context: SessionContext,
+    limits: SessionLimits,
+    io: SessionIo,
+    stats: SessionStats,
+  ): { session: Session; codec: SessionCodec } {
+    const { session: frozen, codec: frozenCodec } = capsule as Capsule;
+    const own = codec.thaw(context, frozenCodec);
+    const canon: Canon = {
+      frameLength: (bytes, start, end) => codec.frameLength(bytes, start, end),
+      canonical: (bytes, start, end) => own.canonical(bytes, start, end),
+      verbatim: (bytes, start) => own.verbatim(bytes, start),
+    };
+    const session = new Session(own, canon, limits, io, stats);
+    session.melt(frozen);
+    return { session, codec: own };
+  }
+
+  private melt(frozen: Capsule['session']): void {
+    const known = new Map<FrozenRecord, RequestRecord>();
+    const thaw = (of: FrozenRecord): RequestRecord => {
+      let record = known.get(of);
+      if (record === undefined) known.set(of, (record = RequestRecord.thaw(of)));
+      return record;
+    };
+    const { input, unit, queue, barriers, pending, records, told, repetitions, ...fields } = frozen;
+    Object.assign(this, fields);
+    Object.assign(this.unit, unit);
+    if (input.bytes.length > 0) this.window.push(input.bytes, 0);
+    this.scan = this.window.start + input.scanned;
+    this.inputLeft = input.left;
+    this.queue = queue.map(({ request, input, record }) => ({
+      request,
+      input: [...input],
+      record: record === null ? null : thaw(record),
+    }));
+    this.barriers.push(...barriers);
+    for (const { record, failed, gates } of pending) {
+      this.pending.push(Object.assign(new Pending(), { record: thaw(record), failed, gates }));
+    }
+    this.records = records.map(thaw);
+    this.told = told.map(thaw);
+    this.repetitions = repetitions && new Map([...repetitions].map(([record, how]) => [thaw(record), how]));
   }
 }
 

@@ -34,6 +34,11 @@ export interface SessionIo {
   acknowledged(token: OutcomeToken): void;
   /** Close the client's connection after what was written. */
   closeClient(): void;
+  /**
+   * May a request that can make something durable leave now? When false it is held until `proceed()`: somebody else must know of it
+   * first, so as to ask for its outcome should this gateway die.
+   */
+  durable(): boolean;
   /** A coded thing happened that users count. */
   count(what: 'divergence' | 'unprotected' | 'in-doubt', label: string): void;
 }

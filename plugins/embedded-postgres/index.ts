@@ -6,6 +6,7 @@ export { EmbeddedPair, type FailoverHow, type FailoverResult, startPair } from '
 export {
   type EmbeddedClient,
   type EmbeddedOptions,
+  type EmbeddedPlace,
   type EmbeddedResult,
   EmbeddedServer,
   freePorts,

@@ -4,10 +4,10 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { copyTree } from './files.js';
 import { controlIsWhole } from './identity.js';
 import {
+  choosePorts,
   type EmbeddedClient,
   type EmbeddedOptions,
   EmbeddedServer,
-  freePorts,
   type Ground,
   isPortTaken,
   leaveGround,
@@ -295,14 +295,15 @@ export async function startPair(options: EmbeddedOptions = {}): Promise<Embedded
     const ground = await prepareGround(options);
     const fixed = options.ports?.length ? options.ports : undefined;
     if (fixed && fixed.length < 2) throw new Error('embedded PostgreSQL: a pair needs two ports');
+    if (options.places?.length === 1) throw new Error('embedded PostgreSQL: a pair needs two places');
     let pair: EmbeddedPair | undefined;
     try {
-      const [one, two] = fixed ?? (await freePorts(2));
+      const [one, two] = await choosePorts(options, 2);
       const [a, b] = await makeDataDirs(ground, ['a', 'b']);
       pair = new EmbeddedPair(
         ground,
-        new EmbeddedServer(ground, 'a', one, a),
-        new EmbeddedServer(ground, 'b', two, b),
+        new EmbeddedServer(ground, 'a', one, a, options.places?.[0]),
+        new EmbeddedServer(ground, 'b', two, b, options.places?.[1]),
         options.synchronous ?? true,
       );
       await pair.begin();

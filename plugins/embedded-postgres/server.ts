@@ -4,14 +4,29 @@ import { chmod, lchown, mkdir, readFile, realpath, rename, rm, writeFile } from 
 import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { copyTree, makeScratchDir, traversable } from './files.js';
+import { copyTree, makeScratchDir, type RunAs, traversable } from './files.js';
 import { newSystemIdentifier, setSystemIdentifier } from './identity.js';
 import { cleanEnv, findNative, findTemplate, loadPg, type Native } from './native.js';
 import { descendants, freeSharedMemory, Guard, halt, processesIn, signal, waitGone } from './processes.js';
 
 const HOST = '127.0.0.1';
+/** In a network of its own a server has nobody to share ports with. */
+const PLACE_PORT = 5432;
 const START_TIMEOUT_MS = 60_000;
 const LOG_LINES = 500;
+
+/** A network of its own for a server, such as a network namespace: where it listens and how it is started there. */
+export interface EmbeddedPlace {
+  /** Numeric addresses that the server listens on; the first one is where others find it. */
+  readonly addresses: readonly string[];
+  /** Networks in CIDR form whose clients are trusted, as those on 127.0.0.1 are otherwise. */
+  readonly trusted: readonly string[];
+  /**
+   * What stands before the server's command line. It must become the server by exec, so that the process id stays, and run as
+   * the given user, or as this process's own when there is none.
+   */
+  command(user: RunAs | undefined): readonly string[];
+}
 
 /** How a server is set up; the same for one server and for a pair. */
 export interface EmbeddedOptions {
@@ -33,8 +48,13 @@ export interface EmbeddedOptions {
   readonly tls?: { readonly cert: string; readonly key: string };
   /** Name of the superuser. Default 'postgres'. */
   readonly superuser?: string;
-  /** Fixed ports, of the first primary and then the first standby. By default free ones. */
+  /** Fixed ports, of the first primary and then the first standby. By default free ones, and 5432 in a place. */
   readonly ports?: readonly number[];
+  /**
+   * Places of the first primary and then the first standby, in place of this machine's loopback. This process, which may be
+   * outside of them, reaches the servers over unix sockets: those are files, and cross network namespaces.
+   */
+  readonly places?: readonly EmbeddedPlace[];
   /** More arguments for initdb. */
   readonly initdbArgs?: readonly string[];
   /** Gets each line that a server logs, with the name of the server in front. */
@@ -110,6 +130,12 @@ export async function freePorts(count: number): Promise<number[]> {
   return ports;
 }
 
+/** The ports that so many servers of one call get. */
+export async function choosePorts(options: EmbeddedOptions, count: number): Promise<readonly number[]> {
+  if (options.ports?.length) return options.ports;
+  return options.places === undefined ? await freePorts(count) : options.places.map(() => PLACE_PORT);
+}
+
 async function pem(value: string): Promise<string> {
   return value.includes('-----BEGIN') ? value : await readFile(value, 'utf8');
 }
@@ -177,7 +203,8 @@ export async function makeDataDirs(ground: Ground, names: readonly string[]): Pr
 export class EmbeddedServer {
   /** A short name, 'a' or 'b'; also the standby's application_name. */
   readonly name: string;
-  readonly host = HOST;
+  /** Numeric address where clients find it. */
+  readonly host: string;
   readonly port: number;
   readonly dataDir: string;
   readonly superuser: string;
@@ -185,6 +212,7 @@ export class EmbeddedServer {
   readonly version: string;
 
   readonly #ground: Ground;
+  readonly #place: EmbeddedPlace | undefined;
   readonly #settings: Map<string, string>;
   readonly #log: string[] = [];
   #role: ServerRole = 'primary';
@@ -193,8 +221,10 @@ export class EmbeddedServer {
   #removed = false;
 
   /** Use {@link startServer} or startPair. */
-  constructor(ground: Ground, name: string, port: number, dataDir: string) {
+  constructor(ground: Ground, name: string, port: number, dataDir: string, place?: EmbeddedPlace) {
     this.#ground = ground;
+    this.#place = place;
+    this.host = place?.addresses[0] ?? HOST;
     this.name = name;
     this.port = port;
     this.dataDir = dataDir;
@@ -205,12 +235,17 @@ export class EmbeddedServer {
         ...DEFAULT_SETTINGS,
         ...(ground.options.tls ? { ssl: 'on', ssl_cert_file: 'server.crt', ssl_key_file: 'server.key' } : {}),
         ...ground.options.settings,
-        listen_addresses: HOST,
+        listen_addresses: place?.addresses.join(',') ?? HOST,
         port: String(port),
-        // A path in a deep temporary directory would be too long for a socket.
-        unix_socket_directories: '',
+        // A path in a deep temporary directory would be too long for a socket, so none where it is not needed.
+        unix_socket_directories: place === undefined ? '' : this.#socketDir,
       }),
     );
+  }
+
+  /** Holds the unix socket of a server in a place. Beside the data directory, or a base backup would copy its lock file. */
+  get #socketDir(): string {
+    return `${this.dataDir}.s`;
   }
 
   /** Process id of the postmaster; undefined when the server does not run. */
@@ -261,9 +296,13 @@ export class EmbeddedServer {
     const quote = (value: string) => `'${value.replaceAll('\\', '\\\\').replaceAll("'", "''")}'`;
     const lines = [...this.#settings].map(([name, value]) => `${name} = ${quote(value)}\n`);
     await own('postgresql.conf', lines.join(''));
-    const trusted = [`host all "${superuser}" ${HOST}/32 trust`, `host replication "${superuser}" ${HOST}/32 trust`];
-    const given = options.hba ?? [`host all all ${HOST}/32 trust`, `host replication all ${HOST}/32 trust`];
-    await own('pg_hba.conf', [...trusted, ...given, ''].join('\n'));
+    const trust = (user: string) =>
+      (this.#place?.trusted ?? [`${HOST}/32`]).flatMap((network) => [
+        `host all ${user} ${network} trust`,
+        `host replication ${user} ${network} trust`,
+      ]);
+    const local = this.#place === undefined ? [] : [`local all "${superuser}" trust`];
+    await own('pg_hba.conf', [...local, ...trust(`"${superuser}"`), ...(options.hba ?? trust('all')), ''].join('\n'));
     if (options.tls) {
       await own('server.crt', await pem(options.tls.cert));
       await own('server.key', await pem(options.tls.key));
@@ -280,9 +319,18 @@ export class EmbeddedServer {
     await this.clearLeftovers();
     await this.writeConfig();
     // Its own session, so that Ctrl-C in a terminal reaches only the program that owns the server.
-    const child = spawn(join(native.dir, 'bin', 'postgres'), ['-D', this.dataDir], {
-      uid: native.user?.uid,
-      gid: native.user?.gid,
+    const [program, ...args] = [
+      ...(this.#place?.command(native.user) ?? []),
+      join(native.dir, 'bin', 'postgres'),
+      '-D',
+      this.dataDir,
+    ];
+    // Who enters a place needs this process's rights for it, and gives them up afterwards.
+    const user = this.#place === undefined ? native.user : undefined;
+    if (this.#place !== undefined) await this.#makeSocketDir();
+    const child = spawn(program, args, {
+      uid: user?.uid,
+      gid: user?.gid,
       cwd: '/',
       env: cleanEnv(),
       stdio: ['ignore', 'ignore', 'pipe'],
@@ -338,6 +386,12 @@ export class EmbeddedServer {
     );
   }
 
+  async #makeSocketDir(): Promise<void> {
+    const { user } = this.#ground.native;
+    await mkdir(this.#socketDir, { recursive: true, mode: 0o700 });
+    if (user) await lchown(this.#socketDir, user.uid, user.gid);
+  }
+
   async #lockFile(): Promise<string[]> {
     return (await readFile(join(this.dataDir, 'postmaster.pid'), 'utf8').catch(() => '')).split('\n');
   }
@@ -353,6 +407,7 @@ export class EmbeddedServer {
     if (Number.isInteger(id)) await freeSharedMemory(id);
     // No process is left, so the lock is stale; but its number may belong to somebody else by now.
     await rm(join(this.dataDir, 'postmaster.pid'), { force: true });
+    await rm(this.#socketDir, { recursive: true, force: true });
   }
 
   /** Linux: processes of this server that have lost their postmaster. */
@@ -508,7 +563,8 @@ export class EmbeddedServer {
   async connect(database = 'postgres'): Promise<EmbeddedClient> {
     const { Client } = await loadPg();
     const client = new Client({
-      host: this.host,
+      // The driver takes a path for the directory of a unix socket.
+      host: this.#place === undefined ? this.host : this.#socketDir,
       port: this.port,
       user: this.superuser,
       password: '',
@@ -579,9 +635,9 @@ export async function startServer(options: EmbeddedOptions = {}): Promise<Embedd
     const ground = await prepareGround(options);
     let server: EmbeddedServer | undefined;
     try {
-      const [port] = options.ports?.length ? options.ports : await freePorts(1);
+      const [port] = await choosePorts(options, 1);
       const [dataDir] = await makeDataDirs(ground, ['a']);
-      server = new EmbeddedServer(ground, 'a', port, dataDir);
+      server = new EmbeddedServer(ground, 'a', port, dataDir, options.places?.[0]);
       server.onRemoved = () => leaveGround(ground);
       await server.start();
       return server;

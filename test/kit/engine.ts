@@ -320,6 +320,7 @@ export class EngineRig {
         resumed: () => {},
         learn: () => {},
         acknowledged: () => {},
+        durable: () => true,
         closeClient: () => {},
         count: () => {},
       },

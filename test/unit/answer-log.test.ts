@@ -1,8 +1,16 @@
 import { createHash } from 'node:crypto';
+import { deserialize, serialize } from 'node:v8';
 import { describe, expect, it } from 'vitest';
 import postgres from '../../codecs/postgres/index.js';
 import type { Request } from '../../core/contract/index.js';
-import { type Canon, keepApart, RequestRecord } from '../../core/journal/record.js';
+import {
+  type AnswerLog,
+  type Canon,
+  CHAIN_START,
+  type FrozenRecord,
+  keepApart,
+  RequestRecord,
+} from '../../core/journal/record.js';
 import { Verifier } from '../../core/journal/verify.js';
 import { message } from '../kit/gateway.js';
 import { type Randomness, randomness } from '../kit/random.js';
@@ -125,8 +133,27 @@ function feed(random: Randomness, verifier: Verifier, bytes: Buffer): number | '
 
 const FOLDS = ['never', 'sometimes', 'always'] as const;
 
+/** The chain of digests over these bytes, with the links of this log. */
+function chain(log: AnswerLog, bytes: Uint8Array): Uint8Array {
+  let at = 0;
+  let digest = CHAIN_START;
+  for (const length of log.folds) {
+    digest = createHash('sha256')
+      .update(digest)
+      .update(bytes.subarray(at, (at += length)))
+      .digest();
+  }
+  expect(at).toBe(bytes.length);
+  return digest;
+}
+
+/** As it is in another process. */
+function moved(of: RequestRecord): RequestRecord {
+  return RequestRecord.thaw(deserialize(serialize(of.freeze())) as FrozenRecord);
+}
+
 describe('AnswerLog', () => {
-  it('knows the same digest wherever it is cut and whenever it is folded', () => {
+  it('knows a digest of all that counts, wherever it is cut and whenever it is folded', () => {
     const random = randomness();
     for (let round = 0; round < 300; round++) {
       const frames = answer(random, round % 3 === 0);
@@ -135,10 +162,35 @@ describe('AnswerLog', () => {
       log.fold(canon);
       expect(log.bytes, random.where).toBe(0);
       expect(log.chunks, random.where).toEqual([]);
-      expect(log.foldedBytes, random.where).toBe(expected.length);
-      expect(log.digest(), random.where).toEqual(createHash('sha256').update(expected).digest());
-      // Asking does not end it.
-      expect(log.digest(), random.where).toEqual(createHash('sha256').update(expected).digest());
+      expect(Buffer.from(log.digest()), random.where).toEqual(Buffer.from(chain(log, expected)));
+      expect(log.folds, random.where).not.toContain(0);
+    }
+  });
+
+  it('goes on in another process as it would have here', () => {
+    const random = randomness();
+    for (let round = 0; round < 200; round++) {
+      const frames = answer(random, round % 3 === 0);
+      const [here, there] = [record(), record()];
+      const logs: [RequestRecord, RequestRecord] = [here, there];
+      for (const chunk of cut(random, frames)) {
+        const fold = random.below(3) === 0;
+        for (const { answer: log } of logs) {
+          if (chunk.length > 0) log.append(chunk);
+          if (fold) log.fold(canon);
+        }
+        logs[1] = moved(logs[1]);
+      }
+      const [a, b] = logs.map(({ answer: log }) => log);
+      expect([b.empty, b.folded, b.bytes, b.folds], random.where).toEqual([a.empty, a.folded, a.bytes, a.folds]);
+      expect(Buffer.from(b.digest()).equals(a.digest()), random.where).toBe(true);
+      const verifier = new Verifier(logs[1], canon);
+      const bytes = counted(frames);
+      expect(feed(random, verifier, bytes), random.where).toBe('more');
+      expect(verifier.satisfied, random.where).toBe(true);
+      if (bytes.length === 0) continue;
+      bytes[random.below(bytes.length)] ^= 1;
+      expect(feed(random, new Verifier(logs[1], canon), bytes), random.where).toBe('differs');
     }
   });
 
@@ -191,7 +243,7 @@ describe('what is kept for long', () => {
     // At most the latest 31 pieces still keep buffers of their own.
     expect(backing(of.input)).toBeLessThanOrEqual(expected.length + 31 * 16 * 1024);
     of.answer.fold(canon);
-    expect(of.answer.digest()).toEqual(createHash('sha256').update(expected).digest());
+    expect(Buffer.from(of.answer.digest())).toEqual(Buffer.from(chain(of.answer, expected)));
   });
 
   it('leaves large pieces where they are', () => {

@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { CodedError } from '../../core/contract/index.js';
-import { startAdmin } from '../../core/host/admin.js';
+import { askAdmin, startAdmin } from '../../core/host/admin.js';
 import { VERSION } from '../../core/host/check.js';
 import { main, type Parts } from '../../core/host/cli.js';
 import { Sensitive } from '../../core/host/config/index.js';
@@ -352,6 +352,10 @@ describe('the admin interface', () => {
       metrics: createMetrics(new Stats()),
       health: () => ({ healthy: reasons.length === 0, reasons }),
       status: () => ({ password: new Sensitive('hunter2'), position: 12n }),
+      order: async (what: string) => {
+        if (what === 'drain') throw new CodedError('OUTLIVE_PAIR_NONE', 'config', 'no pair');
+        return { done: what };
+      },
     };
     const log = { debug: silent, info: silent, warn: silent, error: silent };
     const admin = await startAdmin({ host: '127.0.0.1', port: 0 }, sources, log);
@@ -378,6 +382,12 @@ describe('the admin interface', () => {
       expect(JSON.parse(status.body)).toEqual({ password: '[secret]', position: '12' });
       expect((await call('/')).code).toBe(404);
       expect((await call('/status', 'POST')).code).toBe(405);
+      // A page in somebody's browser could send such a request, but for the header.
+      expect((await call('/takeover', 'POST')).code).toBe(405);
+      const own = { host: admin.host, port: admin.port };
+      expect(await askAdmin(own, 'takeover', 1000)).toEqual({ done: 'takeover' });
+      await expect(askAdmin(own, 'drain', 1000)).rejects.toMatchObject({ code: 'OUTLIVE_PAIR_NONE' });
+      expect(await askAdmin(own, 'status', 1000)).toEqual({ password: '[secret]', position: '12' });
       expect(await call('/health', 'HEAD')).toMatchObject({ code: 503, body: '' });
       sources.status = () => {
         throw new Error('hunter2');

@@ -115,6 +115,7 @@ describe('a valid configuration', () => {
           auth: 'trust',
           credentials: null,
           tls: { mode: 'off', cert: null, key: null },
+          durability: 'local',
           mutables: 'keep',
           limits: {
             clients: 1000,
@@ -141,6 +142,7 @@ describe('a valid configuration', () => {
           detection: { silence: 10_000 },
         },
       ],
+      pair: null,
       admin: null,
       log: { level: 'info', pretty: false },
     });

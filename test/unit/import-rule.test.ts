@@ -13,8 +13,9 @@ const ROOMS: Record<string, readonly string[]> = {
   journal: ['contract', 'stream'],
   session: ['contract', 'stream', 'journal'],
   recovery: ['contract', 'stream', 'journal', 'session'],
-  io: ['contract', 'recovery/exchange'],
-  host: ['contract', 'stream', 'journal', 'session', 'recovery', 'io'],
+  cluster: ['contract', 'stream', 'journal', 'session', 'recovery'],
+  io: ['contract', 'recovery/exchange', 'cluster/link/index'],
+  host: ['contract', 'stream', 'journal', 'session', 'recovery', 'cluster', 'io'],
 };
 
 /** Modules that touch the outside world, and who may import them: folders (with a slash at the end) and files. */
@@ -23,6 +24,8 @@ const OUTSIDE_ALLOWED: readonly (readonly [where: string, modules: readonly stri
   ['core/io/', OUTSIDE],
   ['core/host/admin.ts', ['http']],
   ['core/host/config/', ['fs']],
+  // The hosts of the demo and of the tests are made of commands, and of scripts in files.
+  ['core/host/demo/lab/', ['child_process', 'fs']],
   ['plugins/embedded-postgres/', OUTSIDE],
 ];
 

@@ -6,6 +6,7 @@ export { Sensitive } from './sensitive.js';
 export type {
   ActionUse,
   Address,
+  AddressConfig,
   ClusterConfig,
   Config,
   FailoverConfig,
@@ -14,6 +15,7 @@ export type {
   LoadedFile,
   LogConfig,
   MonitorConfig,
+  PairConfig,
   PluginUse,
   PromotionConfig,
   ServerConfig,

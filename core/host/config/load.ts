@@ -5,7 +5,7 @@ import { type Document, isAlias, isMap, isNode, isScalar, LineCounter, parseDocu
 import type { z } from 'zod';
 import { ConfigError, closest, type Path, type Problem, writePath } from './problems.js';
 import { type ConfigInput, type ConfigShape, configSchema, SECRET_ISSUE } from './schema.js';
-import type { ActionUse, Config, PromotionConfig } from './types.js';
+import type { ActionUse, Config, PairConfig, PromotionConfig } from './types.js';
 
 /** Environment that `{ env: NAME }` secrets are read from. */
 export type Environment = Readonly<Record<string, string | undefined>>;
@@ -250,6 +250,8 @@ function crossCheck(input: unknown): Finding[] {
     }
   });
 
+  if (root.pair !== undefined) findings.push(...crossCheckPair(root));
+
   clusters.forEach((value, index) => {
     const cluster = mapping(value);
     const path = ['clusters', index];
@@ -284,6 +286,36 @@ function crossCheck(input: unknown): Finding[] {
         path: [...path, 'spares'],
         message: 'need a monitor, which tells the standby; add monitor: { user: ... }',
       });
+    }
+  });
+  return findings;
+}
+
+function crossCheckPair(root: Record<string, unknown>): Finding[] {
+  const findings: Finding[] = [];
+  const pair = mapping(root.pair);
+  const peer = mapping(pair.peer);
+  const wrong = (path: Path, message: string) => findings.push({ path: ['pair', ...path], message });
+  if (typeof pair.name === 'string' && pair.name === peer.name) {
+    wrong(['peer', 'name'], 'is the name of this gateway itself; each needs one of its own');
+  }
+  if ((pair.secret === undefined) === (pair.tls === undefined)) {
+    wrong([], 'needs either secret or tls, so that the gateways know each other');
+  }
+  const names = [pair.name, peer.name];
+  list(pair.addresses).forEach((value, index) => {
+    const { home } = mapping(value);
+    if (typeof home === 'string' && !names.includes(home)) {
+      wrong(['addresses', index, 'home'], `must be one of the two gateways: ${names.join(', ')}`);
+    }
+  });
+  findings.push(...repeated(list(pair.addresses), 'address', ['pair', 'addresses'], 'this address is there twice'));
+  list(root.listeners).forEach((value, index) => {
+    const { tls, durability } = mapping(value);
+    if (mapping(tls).mode === 'require' && durability === 'pair') {
+      const message =
+        'cannot be pair with tls mode require: the keys of TLS connections live in this process, and another gateway cannot go on with them; end TLS elsewhere, or use local';
+      findings.push({ path: ['listeners', index, 'durability'], message });
     }
   });
   return findings;
@@ -330,6 +362,7 @@ function finish(shape: ConfigShape, file: string | null, baseDir: string): Confi
     baseDir,
     listeners: shape.listeners.map((listener, index) => ({
       ...listener,
+      durability: listener.durability ?? (shape.pair === undefined ? ('local' as const) : ('pair' as const)),
       credentials:
         listener.credentials === undefined ? null : pluginUse(listener.credentials, `listeners[${index}].credentials`),
       tls: { mode: listener.tls.mode, cert: listener.tls.cert ?? null, key: listener.tls.key ?? null },
@@ -343,7 +376,23 @@ function finish(shape: ConfigShape, file: string | null, baseDir: string): Confi
       fence: cluster.fence === undefined ? null : actionUse(cluster.fence, `clusters[${index}].fence`),
     })),
     admin: shape.admin ?? null,
+    pair: shape.pair === undefined ? null : pairOf(shape.pair),
     log: shape.log,
+  };
+}
+
+function pairOf(pair: NonNullable<ConfigShape['pair']>): PairConfig {
+  return {
+    ...pair,
+    secret: pair.secret ?? null,
+    tls: pair.tls ?? null,
+    lease: pair.lease === undefined ? null : pluginUse(pair.lease, 'pair.lease'),
+    fence: pair.fence === undefined ? null : actionUse(pair.fence, 'pair.fence'),
+    holdAcknowledgements: pair.holdAcknowledgements ?? null,
+    addresses: pair.addresses.map(({ mover, ...address }, index) => ({
+      ...address,
+      mover: pluginUse(mover, `pair.addresses[${index}].mover`),
+    })),
   };
 }
 

@@ -264,6 +264,12 @@ export function configSchema(context: SchemaContext) {
       })
       .prefault({})
       .describe('TLS towards the clients.'),
+    durability: z
+      .enum(['local', 'pair'])
+      .optional()
+      .describe(
+        'pair: a client gets nothing that the other gateway does not hold, so that it survives the loss of this host at any moment (the default with a pair); local: answers do not wait, and the loss of the host can cost connections.',
+      ),
     mutables: z
       .enum(['keep', 'strict'])
       .default('keep')
@@ -345,7 +351,105 @@ export function configSchema(context: SchemaContext) {
       .describe('How a silent loss of a server is noticed.'),
   });
 
+  const on = (what: string, preset = true) => z.boolean().default(preset).describe(what);
+
+  const pair = z.strictObject({
+    name: name().describe('Name of this gateway, unlike that of the other one.'),
+    listen: address().describe('Address that the other gateway connects to: host:port.'),
+    peer: z
+      .strictObject({
+        name: name().describe('Its name in its own configuration.'),
+        address: address().describe('Its pair.listen, as seen from here.'),
+      })
+      .describe('The other gateway.'),
+    secret: secret(context)
+      .optional()
+      .describe('A secret that both gateways know, for a first start: { env: NAME } or { file: path }. Or tls.'),
+    tls: z
+      .strictObject({
+        cert: file(context, 'a PEM certificate', certificate).describe(
+          'File with the certificate of this gateway (PEM).',
+        ),
+        key: file(context, 'a PEM private key without a passphrase', (content) => createPrivateKey(content))
+          .transform((loaded): LoadedFile<Sensitive> => ({ file: loaded.file, text: new Sensitive(loaded.text) }))
+          .describe('File with its private key (PEM, no passphrase).'),
+        ca: file(context, 'a PEM certificate', certificate).describe(
+          "File with the authority's certificate (PEM); the other gateway's certificate must be made out to its name by it.",
+        ),
+      })
+      .optional()
+      .describe('Mutual TLS between the gateways.'),
+    withoutPeer: z
+      .enum(['continue', 'stop'])
+      .default('continue')
+      .describe(
+        'What listeners with durability pair do while the other gateway is gone: continue, unprotected against the loss of this host; stop: their clients wait.',
+      ),
+    beat: duration(20).prefault('200ms').describe('How often the gateways tell each other how they are.'),
+    silence: duration(100).prefault('1s').describe('A gateway that was not heard for so long is silent.'),
+    backlog: size()
+      .prefault('64MiB')
+      .describe('What may wait for the other gateway; a slower one is given up until it comes back.'),
+    lease: z
+      .looseObject({ plugin: text().default('etcd').describe(PLUGIN) })
+      .optional()
+      .describe(
+        'The store that decides who owns an address: a plugin with its options. Without lease and fence a silent gateway is never taken over.',
+      ),
+    fence: z
+      .looseObject({
+        plugin: text().default('command').describe(PLUGIN),
+        timeout: duration(100).prefault('10s').describe('How long the fencing may take.'),
+      })
+      .optional()
+      .describe(
+        'Makes the other gateway unable to act before it is taken over, where there is no store: a plugin with its options.',
+      ),
+    addresses: z
+      .array(
+        z.strictObject({
+          address: text()
+            .refine((value) => z.union([z.ipv4(), z.ipv6()]).safeParse(value).success, {
+              error: 'must be an IPv4 or IPv6 address',
+            })
+            .describe('An address that clients connect to.'),
+          home: name().describe('The gateway that has it when nothing speaks against it.'),
+          mover: z
+            .looseObject({ plugin: text().default('ip').describe(PLUGIN) })
+            .prefault({ plugin: 'none' })
+            .describe('Brings the address to this host: a plugin with its options (ip, command, none).'),
+        }),
+      )
+      .min(1, 'needs at least one address')
+      .describe('The addresses that move between the gateways, with all their connections.'),
+    holdAcknowledgements: z
+      .strictObject({ interface: text().describe('Network interface that the clients are behind.') })
+      .optional()
+      .describe(
+        "The kernel acknowledges a client's bytes only when the other gateway holds them (needs eBPF and privileges): no connection is lost with the host.",
+      ),
+    guard: z
+      .boolean()
+      .default(true)
+      .describe(
+        'A process that dies takes no connections with it: what its kernel would say to the clients is dropped (needs nft and privileges).',
+      ),
+    conditions: z
+      .strictObject({
+        hostFailed: on('The host of the other gateway is silent: take over.'),
+        processFailed: on('Its process is gone: take over.'),
+        dbmsFailed: on('A database server is lost: move its sessions.'),
+        dbmsReadOnly: on('A database server takes no writes any more: move its sessions.'),
+        unreachableBackends: on('A gateway reaches fewer clusters than the other one: move its addresses there.'),
+        operator: on('outlive takeover and outlive drain are obeyed.'),
+        balance: on('Addresses move to the gateway that has less to do.', false),
+      })
+      .prefault({})
+      .describe('What makes addresses and sessions move.'),
+  });
+
   return z.strictObject({
+    pair: pair.optional().describe('A second gateway that follows the sessions of this one and goes on with them.'),
     listeners: z.array(listener).min(1, 'needs at least one listener').describe('Where clients connect to.'),
     clusters: z.array(cluster).min(1, 'needs at least one cluster').describe('The databases behind the listeners.'),
     admin: z

@@ -1,3 +1,4 @@
+import type { ConditionsConfig } from '../../cluster/decide.js';
 import type { Sensitive } from './sensitive.js';
 
 /** Where to listen. Port 0 means a free port. */
@@ -71,6 +72,8 @@ export interface ListenerConfig {
     readonly cert: LoadedFile<string> | null;
     readonly key: LoadedFile<Sensitive> | null;
   };
+  /** `pair`: a client gets nothing that the peer gateway does not hold. */
+  readonly durability: 'local' | 'pair';
   /** `keep`: a repeated transaction carries the made-up values that the client has seen; `strict`: what differs is a divergence. */
   readonly mutables: 'keep' | 'strict';
   readonly limits: LimitsConfig;
@@ -107,6 +110,39 @@ export interface ClusterConfig {
   readonly detection: { readonly silence: number };
 }
 
+/** An address that moves between the gateways. */
+export interface AddressConfig {
+  /** Numeric. */
+  readonly address: string;
+  /** Name of the gateway that has it when nothing speaks against it. */
+  readonly home: string;
+  readonly mover: PluginUse;
+}
+
+/** The pair of gateways as one of them sees it; times in ms, sizes in bytes. */
+export interface PairConfig {
+  readonly name: string;
+  readonly listen: Address;
+  readonly peer: { readonly name: string; readonly address: Address };
+  /** One of both is set. */
+  readonly secret: Sensitive | null;
+  readonly tls: {
+    readonly cert: LoadedFile<string>;
+    readonly key: LoadedFile<Sensitive>;
+    readonly ca: LoadedFile<string>;
+  } | null;
+  readonly withoutPeer: 'continue' | 'stop';
+  readonly beat: number;
+  readonly silence: number;
+  readonly backlog: number;
+  readonly lease: PluginUse | null;
+  readonly fence: ActionUse | null;
+  readonly addresses: readonly AddressConfig[];
+  readonly holdAcknowledgements: { readonly interface: string } | null;
+  readonly guard: boolean;
+  readonly conditions: ConditionsConfig;
+}
+
 /** How the gateway logs. */
 export interface LogConfig {
   readonly level: 'debug' | 'info' | 'warn' | 'error' | 'silent';
@@ -122,5 +158,6 @@ export interface Config {
   readonly listeners: readonly ListenerConfig[];
   readonly clusters: readonly ClusterConfig[];
   readonly admin: { readonly listen: Address } | null;
+  readonly pair: PairConfig | null;
   readonly log: LogConfig;
 }

@@ -1,0 +1,138 @@
+import { deserialize, serialize } from 'node:v8';
+import type { Greeting, ServerFacts } from '../contract/index.js';
+import type { Session } from '../session/session.js';
+
+/**
+ * What a gateway tells its peer of each session, in order. The peer feeds the same inputs to a session of its own, which is pure and so
+ * comes to the same state: see {@link Shadow}.
+ */
+export const RECORD = {
+  /** A session begins: {@link Opening}. */
+  open: 1,
+  /** All of it as it is now: {@link Snapshot}. From here on the peer follows. */
+  capsule: 2,
+  /** A chunk from the client. */
+  client: 3,
+  /** A chunk from the server. */
+  server: 4,
+  /** Something else that the session was told: {@link Call}. */
+  call: 5,
+  /** Bytes that the client is told, which follow from no input (signs of life). */
+  say: 6,
+  /** The client's TCP has acknowledged so many bytes of what it was told: 8 bytes, a double. */
+  acked: 7,
+  /** The session is over. */
+  close: 8,
+  /** What was learnt of a database, for all sessions on it: {@link Facts}. The session is 0. */
+  facts: 9,
+  /** The connection stands still, to be moved: {@link Standstill}. Its last bytes have come, as those of the client. */
+  standstill: 10,
+} as const;
+
+/** What does not change in the life of a session. */
+export interface Opening {
+  readonly listener: string;
+  /** The gateway's address on this connection. */
+  readonly address: string;
+  readonly greeting: Extract<Greeting, { kind: 'session' }>;
+  /** The client's key for cancelling, hex. */
+  readonly cancelKey: string;
+  /** What a survivor's kernel must know of the connection; null when it cannot be moved. */
+  readonly tcp: unknown;
+}
+
+/** A connection that stands still. */
+export interface Standstill {
+  /** As in {@link Opening}, as it is now. */
+  readonly tcp: unknown;
+  /** Bytes that the client was or will be told, as its own gateway counts them. */
+  readonly said: number;
+  /** How many of the last of these surely never left. */
+  readonly unsent: number;
+}
+
+/** Where tokens of a session come from, see `Origin` of the host's cluster. */
+export interface PlainOrigin {
+  readonly server: string;
+  readonly facts: ServerFacts;
+  readonly backendId: string;
+}
+
+/** A session at a moment between two inputs. */
+export interface Snapshot {
+  /** `Session.capsule`. */
+  readonly capsule: unknown;
+  /** Bytes of the client that it was given so far. */
+  readonly received: number;
+  /** Bytes that the client was or will be told so far. */
+  readonly said: number;
+  readonly origin: PlainOrigin | null;
+}
+
+/** Calls of a session besides bytes, which the host makes. */
+export type Followed =
+  | 'asking'
+  | 'committed'
+  | 'notCommitted'
+  | 'unknown'
+  | 'cannotContinue'
+  | 'restored'
+  | 'unavailable'
+  | 'cancel'
+  | 'intent'
+  | 'lost'
+  | 'proceed';
+
+const FOLLOWED: ReadonlySet<string> = new Set<Followed>([
+  'asking',
+  'committed',
+  'notCommitted',
+  'unknown',
+  'cannotContinue',
+  'restored',
+  'unavailable',
+  'cancel',
+  'intent',
+  'lost',
+  'proceed',
+]);
+
+/** A call with its arguments, plain data. */
+export type Call = { [K in Followed]: readonly [K, ...Parameters<Session[K]>] }[Followed];
+
+/** What was learnt of a database. */
+export interface Facts {
+  readonly cluster: string;
+  readonly database: string;
+  readonly facts: unknown;
+}
+
+/** Plain data as bytes. Maps, sets, big integers and shared references survive. */
+export function pack(value: Opening | Snapshot | Standstill | Call | Facts): Uint8Array {
+  return serialize(value);
+}
+
+/** The data that {@link pack} made bytes of. Throws when they are something else. */
+export function unpack<T extends Opening | Snapshot | Standstill | Call | Facts>(bytes: Uint8Array): T {
+  return deserialize(bytes) as T;
+}
+
+/** A call of a peer; throws when it is none that sessions know. */
+export function unpackCall(bytes: Uint8Array): Call {
+  const call = unpack<Call>(bytes);
+  if (!Array.isArray(call) || !FOLLOWED.has(call[0])) throw new Error(`a call that sessions do not know`);
+  return call;
+}
+
+/** A position as the bytes of a record. */
+export function packPosition(position: number): Uint8Array {
+  const bytes = new Uint8Array(8);
+  new DataView(bytes.buffer).setFloat64(0, position);
+  return bytes;
+}
+
+/** The position that {@link packPosition} made bytes of. */
+export function unpackPosition(bytes: Uint8Array): number {
+  if (bytes.length !== 8) throw new Error('a position of a wrong length');
+  return new DataView(bytes.buffer, bytes.byteOffset).getFloat64(0);
+}

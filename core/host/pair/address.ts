@@ -1,0 +1,97 @@
+import type { AddressPlugin, Lease, Log } from '../../contract/index.js';
+import type { AddressConfig } from '../config/index.js';
+
+/** A renewal of an address that fails is tried again so soon. */
+const RENEW_LEAST_MS = 50;
+
+/** One address of the pair, as this gateway has it. */
+export class PairAddress {
+  /** It is served here. */
+  serving = false;
+  /** The highest epoch that is known of it. */
+  epoch = 0;
+  /** It is on its way from or to here. */
+  moving = false;
+  /** It is on its way to here. */
+  taking = false;
+  order: 'take' | 'give' | null = null;
+  /** The load balance wants it at the peer. */
+  balance = false;
+  lease: Lease | null = null;
+  /** Who has the lease; undefined while the store was not asked or does not answer. */
+  holder: string | null | undefined = undefined;
+  asking = false;
+  private renewal: NodeJS.Timeout | null = null;
+
+  constructor(
+    readonly config: AddressConfig,
+    readonly mover: AddressPlugin,
+    /** What leaves from the address; null where there is no guard. */
+    private readonly guard: { permit(address: string, until: number | null): Promise<void> } | null,
+    private readonly log: Log,
+    private readonly now: () => number,
+  ) {}
+
+  get address(): string {
+    return this.config.address;
+  }
+
+  /** Until when the lease is valid; null without one. */
+  get validUntil(): number | null {
+    return this.lease?.validUntil ?? null;
+  }
+
+  /** This host has the address from now on. With a lease it lets go of it by itself when that is not renewed. */
+  async bring(): Promise<void> {
+    await this.mover.take(this.lifetime);
+    await this.guard?.permit(this.address, this.validUntil);
+    this.serving = true;
+    if (this.lease !== null) this.renewLater();
+  }
+
+  private get lifetime(): number | null {
+    return this.lease === null ? null : Math.max(0, this.lease.validUntil - this.now());
+  }
+
+  private renewLater(): void {
+    const left = this.lifetime ?? 0;
+    this.renewal = setTimeout(() => void this.renew(), Math.max(RENEW_LEAST_MS, left / 4));
+    this.renewal.unref();
+  }
+
+  private async renew(): Promise<void> {
+    const lifetime = this.lifetime;
+    if (!this.serving || lifetime === null || this.moving) return;
+    try {
+      if (lifetime > 0) await this.mover.renew(lifetime);
+      if (lifetime > 0) await this.guard?.permit(this.address, this.validUntil);
+    } catch (error) {
+      this.log.error(
+        { address: this.address, code: (error as { code?: string }).code },
+        `an address was not renewed: ${(error as Error).message}`,
+      );
+    }
+    if (this.serving) this.renewLater();
+  }
+
+  /** This host has the address no more. Never rejects: with a lease it ends by itself. */
+  async leave(): Promise<void> {
+    this.serving = false;
+    if (this.renewal !== null) clearTimeout(this.renewal);
+    this.renewal = null;
+    await this.guard?.permit(this.address, Number.NEGATIVE_INFINITY).catch((error: Error) => {
+      this.log.error({ address: this.address }, error.message);
+    });
+    await this.mover.drop().catch((error: Error) => {
+      this.log.error({ address: this.address }, `an address was not let go of: ${error.message}`);
+    });
+  }
+
+  /** The right to the address is given back. */
+  async resign(): Promise<void> {
+    const { lease } = this;
+    this.lease = null;
+    this.holder = undefined;
+    await lease?.release();
+  }
+}

@@ -1,0 +1,97 @@
+import { type Facts, type Opening, RECORD, unpack } from '../../cluster/records.js';
+import { Shadow, type ShadowWorld } from '../../cluster/shadow.js';
+import type { Log } from '../../contract/index.js';
+
+/** What a follower needs of the gateway: what its shadows live in; null for a listener that is not configured here. */
+export type World = (opening: Opening, shared: () => unknown) => ShadowWorld | null;
+
+/** Small records are copied, so that a session that keeps a few bytes does not keep the chunk in which they came. */
+const COPY_BELOW = 4096;
+
+/** Follows the sessions of the other gateway: a {@link Shadow} for each. */
+export class Follower {
+  readonly shadows = new Map<number, Shadow>();
+  private readonly facts = new Map<string, unknown>();
+  /** Sessions that could not be followed; one line in the log for each kind of reason is enough. */
+  private readonly told = new Set<string>();
+  /** How many sessions could not be followed since the start. */
+  failed = 0;
+
+  constructor(
+    private readonly world: World,
+    private readonly log: Log,
+    private readonly now: () => number,
+  ) {}
+
+  /** A peer is there: what is known of an earlier one is void. */
+  reset(): void {
+    this.shadows.clear();
+    this.facts.clear();
+  }
+
+  /** Takes a record of the peer. Never throws: a session that cannot be followed is forgotten until it is told anew. */
+  record(kind: number, session: number, received: Uint8Array): void {
+    const bytes = received.length < COPY_BELOW ? Buffer.from(received) : received;
+    try {
+      switch (kind) {
+        case RECORD.open:
+          this.open(session, unpack<Opening>(bytes));
+          break;
+        case RECORD.close:
+          this.shadows.delete(session);
+          break;
+        case RECORD.facts: {
+          const { cluster, database, facts } = unpack<Facts>(bytes);
+          this.facts.set(`${cluster}\0${database}`, facts);
+          break;
+        }
+        default: {
+          const shadow = this.shadows.get(session);
+          shadow?.record(kind, bytes);
+          if (shadow !== undefined && kind === RECORD.standstill) shadow.identifiedAt = this.now();
+        }
+      }
+    } catch (error) {
+      this.shadows.delete(session);
+      this.failed++;
+      const reason = String((error as Error)?.message ?? error);
+      if (this.told.has(reason) || this.told.size > 100) return;
+      this.told.add(reason);
+      this.log.error(
+        { code: 'OUTLIVE_SHADOW_LOST', stack: (error as Error)?.stack },
+        `a session of the other gateway can no longer be followed: ${reason}`,
+      );
+    }
+  }
+
+  private open(session: number, opening: Opening): void {
+    let cluster = '';
+    const shared = () => this.facts.get(`${cluster}\0${opening.greeting.identity.database}`);
+    const world = this.world(opening, shared);
+    if (world === null) throw new Error(`listener ${opening.listener} is not configured here`);
+    cluster = world.cluster;
+    const shadow = new Shadow(opening, world);
+    shadow.identifiedAt = this.now();
+    this.shadows.set(session, shadow);
+  }
+
+  /** Takes the shadows of the sessions on an address out; `usable` are those that can be gone on with. */
+  take(address: string): { usable: Shadow[]; unusable: number } {
+    const usable: Shadow[] = [];
+    let unusable = 0;
+    for (const [id, shadow] of this.shadows) {
+      if (shadow.opening.address !== address) continue;
+      this.shadows.delete(id);
+      if (shadow.complete) usable.push(shadow);
+      else unusable++;
+    }
+    return { usable, unusable };
+  }
+
+  /** How many sessions are followed, and how many of them could be gone on with now. */
+  get count(): { total: number; adoptable: number } {
+    let adoptable = 0;
+    for (const shadow of this.shadows.values()) if (shadow.complete) adoptable++;
+    return { total: this.shadows.size, adoptable };
+  }
+}

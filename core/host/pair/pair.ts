@@ -1,0 +1,772 @@
+import { randomBytes } from 'node:crypto';
+import { monitorEventLoopDelay } from 'node:perf_hooks';
+import {
+  type Comparison,
+  compareReach,
+  DEFAULT_TIMING,
+  type Decision,
+  decide,
+  enabledConditions,
+  type FenceState,
+  type LinkState,
+  nextLook,
+} from '../../cluster/decide.js';
+import type { Opening } from '../../cluster/records.js';
+import type { Shadow, ShadowWorld } from '../../cluster/shadow.js';
+import { type BackendReach, parseStatistics, type Statistics } from '../../cluster/statistics.js';
+import {
+  type ActionPlugin,
+  type AddressPlugin,
+  CodedError,
+  type GatewayError,
+  type LeasePlugin,
+  type Log,
+} from '../../contract/index.js';
+import { type Guard, guardUnavailable, installGuard, type RunCommand } from '../../io/guard.js';
+import type { Wire } from '../../io/index.js';
+import { PairLink } from '../../io/pair-link.js';
+import * as tcp from '../../io/tcp/index.js';
+import { goOn, letClose, standStill, vanish } from '../../io/tcp/standstill.js';
+import type { Order } from '../admin.js';
+import type { PairConfig } from '../config/index.js';
+import type { Stats } from '../metrics.js';
+import type { SessionHost, SessionPair } from '../session-host.js';
+import { PairAddress } from './address.js';
+import { Follower } from './follower.js';
+import type { Replica, Subject } from './replica.js';
+import { Shipper } from './shipper.js';
+
+/** What the pair needs of the gateway around it. */
+export interface PairWorld {
+  /** The sessions of this gateway. */
+  sessions(): readonly SessionHost[];
+  /** What a shadow of a session lives in; null for a listener that is not configured here. */
+  shadowWorld(opening: Opening, shared: () => unknown): ShadowWorld | null;
+  /** Goes on with a session over this wire. */
+  adopt(shadow: Shadow, wire: Wire): SessionHost;
+  /** Ports of the listeners. */
+  ports(): readonly number[];
+  readonly run: RunCommand;
+  /** By `cluster/server`: how this gateway finds it. */
+  backends(): Record<string, BackendReach>;
+  readonly stats: Stats;
+}
+
+/** The plugins of a pair, started. */
+export interface PairPlugins {
+  readonly lease: LeasePlugin | null;
+  readonly fence: ActionPlugin | null;
+  /** In the order of the configured addresses. */
+  readonly movers: readonly AddressPlugin[];
+}
+
+/** How long the other gateway may take to hold all of what moves, and to take it. */
+const MOVE_MS = 5000;
+/** How long an order of an operator may take. */
+const ORDER_MS = 15_000;
+/** Sessions that cannot be told of at once are waited for so long before a planned move. */
+const SETTLE_MS = 2000;
+/** So many decisions are remembered for the status. */
+const REMEMBERED = 20;
+const POLL_MS = 20;
+/** What the end of the link says of the peer; any other end: its host is there and its process is not. */
+const WHY: Readonly<Record<string, 'silent' | 'left'>> = { OUTLIVE_PAIR_SILENT: 'silent', OUTLIVE_PAIR_LEFT: 'left' };
+/** States of sessions that look for a server. */
+const RECOVERING: ReadonlySet<string> = new Set([
+  'doubting',
+  'suspended',
+  'resolving',
+  'restoring',
+  'replaying',
+  'failing',
+]);
+
+const NOT_MOVABLE: GatewayError = {
+  code: 'OUTLIVE_NOT_MOVABLE',
+  kind: 'unavailable',
+  message:
+    'the gateway is being moved to another host, and this connection cannot be (TLS, replication, or it is about to log in)',
+  hint: 'Connect again.',
+};
+
+/** What was done to connections, for metrics and the status. */
+export interface PairCounts {
+  /** Connections that go on here and came from the other gateway. */
+  kept: number;
+  /** Connections that could not be kept in a takeover. */
+  reset: number;
+  takeovers: number;
+  planned: number;
+  /** From the decision until the neighbours were told, in ms. */
+  lastTakeoverMs: number;
+}
+
+/** This gateway as one of a pair: tells the other one of its sessions, follows those of the other one, and takes over. */
+export class Pair implements SessionPair {
+  readonly counts: PairCounts = { kept: 0, reset: 0, takeovers: 0, planned: 0, lastTakeoverMs: 0 };
+  private readonly incarnation = randomBytes(8).toString('hex');
+  private readonly link: PairLink;
+  private readonly shipper: Shipper;
+  private readonly follower: Follower;
+  private readonly addresses: PairAddress[];
+  private guard: Guard | null = null;
+  /** Finds connections that the other host's kernel has answered for more than is known here. */
+  private readonly gaps: tcp.GapWatch;
+  private readonly watched = new WeakMap<Wire, SessionHost>();
+  private readonly startedAt: number;
+  private readonly unmovable: string | null;
+  private linkState: LinkState;
+  private peer: { statistics: Statistics; heardAt: number } | null = null;
+  private comparison: Comparison | null = null;
+  private fence: { configured: boolean; state: FenceState['state']; at: number };
+  private draining = false;
+  private stopped = false;
+  private timer: NodeJS.Timeout | null = null;
+  private readonly recent: (Decision & { at: string })[] = [];
+  private readonly last = new Map<string, string>();
+  private readonly delay = monitorEventLoopDelay({ resolution: 10 });
+  private usage = process.cpuUsage();
+  private rates = { at: 0, requests: 0, bytes: 0, requestsPerSecond: 0, bytesPerSecond: 0, cpu: 0 };
+
+  constructor(
+    private readonly config: PairConfig,
+    private readonly plugins: PairPlugins,
+    private readonly world: PairWorld,
+    private readonly version: string,
+    private readonly log: Log,
+    private readonly now: () => number,
+  ) {
+    this.startedAt = now();
+    this.unmovable = tcp.tcpRepairUnavailable();
+    this.linkState = { state: 'down', since: this.startedAt, why: 'silent' };
+    this.fence = { configured: plugins.fence !== null, state: 'idle', at: this.startedAt };
+    this.addresses = config.addresses.map(
+      (address, index) => new PairAddress(address, plugins.movers[index], this.permits, log, now),
+    );
+    this.gaps = new tcp.GapWatch({ onGap: (wire, what) => this.gap(wire, what) });
+    this.follower = new Follower((opening, shared) => world.shadowWorld(opening, shared), log, now);
+    this.link = new PairLink({
+      name: config.name,
+      peer: { name: config.peer.name, ...config.peer.address },
+      listen: config.listen,
+      auth:
+        config.secret !== null
+          ? { kind: 'psk', secret: config.secret.reveal() }
+          : {
+              kind: 'tls',
+              cert: config.tls!.cert.text,
+              key: config.tls!.key.text.reveal(),
+              ca: config.tls!.ca.text,
+            },
+      cluster: config.addresses.map(({ address }) => address).join(','),
+      incarnation: this.incarnation,
+      epoch: () => Math.max(0, ...this.addresses.map(({ epoch }) => epoch)),
+      beatMs: config.beat,
+      silenceMs: config.silence,
+      backlogLimit: config.backlog,
+      log,
+      now,
+      onUp: (hello) => this.linkUp(hello.seenEpoch),
+      onDown: (reason) => this.linkDown(WHY[reason.code] ?? 'refused'),
+      onRecord: (kind, session, bytes) => this.follower.record(kind, session, bytes),
+      onAck: (position) => this.shipper.acked(position),
+      onBeat: (beat) => this.heard(beat),
+      onControl: (message, reply) =>
+        void this.asked(message as Control).then(reply, (error: Error) => reply({ error: error.message })),
+    });
+    this.shipper = new Shipper(this.link, config.withoutPeer === 'stop');
+  }
+
+  /** Begins to listen for the other gateway and to decide. Rejects when it cannot listen. */
+  async start(): Promise<void> {
+    if (this.unmovable !== null) {
+      this.log.warn(
+        { code: 'OUTLIVE_TCP_REPAIR_UNAVAILABLE' },
+        `connections cannot be moved between hosts here: ${this.unmovable}`,
+      );
+    } else await this.protect();
+    this.delay.enable();
+    await this.link.start();
+    await this.plugins.lease?.join(this.config.name, { incarnation: this.incarnation });
+    for (const { address } of this.addresses) {
+      this.plugins.lease?.watch(address, (holder) => {
+        const own = this.addresses.find((one) => one.address === address)!;
+        own.holder = holder === null ? null : holder.owner;
+        if (!own.serving) own.epoch = Math.max(own.epoch, holder?.epoch ?? 0);
+        this.look();
+      });
+    }
+    this.timer = setInterval(() => this.beat(), this.config.beat);
+    this.beat();
+  }
+
+  /** Makes sure that neither a process that dies nor one that lost its term speaks to clients. */
+  private async protect(): Promise<void> {
+    const { config, world, plugins, log } = this;
+    if (!config.guard) return;
+    const why = await guardUnavailable(world.run);
+    if (why !== null) {
+      log.warn(
+        { code: 'OUTLIVE_GUARD' },
+        `no guard: connections end with the process that has them, and only a lease that is kept in time fences this host (${why})`,
+      );
+      return;
+    }
+    this.guard = await installGuard({
+      name: config.name.replace(/\W/g, '_').slice(0, 40),
+      addresses: config.addresses.map(({ address }) => address),
+      ports: world.ports(),
+      closed: plugins.lease !== null,
+      run: world.run,
+    });
+  }
+
+  /** What may leave from an address, where there is a guard. */
+  private readonly permits = {
+    permit: async (address: string, until: number | null): Promise<void> => {
+      await this.guard?.permit(address, until);
+    },
+  };
+
+  // ---------------------------------------------------------------------------------------------------- SessionPair
+
+  accepted(wire: Wire): void {
+    if (this.guard !== null) letClose(wire);
+  }
+
+  replicate(subject: Subject): Replica {
+    return this.shipper.replicate(subject);
+  }
+
+  covers(address: string): boolean {
+    return this.addresses.some((one) => one.address === address);
+  }
+
+  identify(wire: Wire): unknown {
+    const fd = tcp.fdOf(wire);
+    if (fd < 0 || this.unmovable !== null) return null;
+    try {
+      return tcp.identify(fd, wire.bytesRead, wire.bytesWritten - wire.backlog);
+    } catch {
+      // The client is leaving.
+      return null;
+    }
+  }
+
+  unacknowledged(wire: Wire): number {
+    const fd = tcp.fdOf(wire);
+    if (fd < 0) return 0;
+    try {
+      return tcp.unacknowledged(fd);
+    } catch {
+      return 0;
+    }
+  }
+
+  // ------------------------------------------------------------------------------------------------------------ link
+
+  /** @param seen the highest epoch that the peer ever saw from this gateway, in its earlier lives too */
+  private linkUp(seen: number): void {
+    for (const one of this.addresses) if (!one.serving) one.epoch = Math.max(one.epoch, seen);
+    this.log.info({ peer: this.config.peer.name }, 'the other gateway is there');
+    this.linkState = { state: 'up', since: this.now() };
+    this.follower.reset();
+    this.shipper.linkUp();
+    this.beat();
+  }
+
+  private linkDown(why: 'silent' | 'refused' | 'left'): void {
+    if (this.linkState.state === 'up') {
+      const fields = { code: 'OUTLIVE_PAIR_LOST', peer: this.config.peer.name, why };
+      this.log.warn(fields, 'the other gateway is gone: sessions here are not protected against the loss of this host');
+    }
+    const since = this.linkState.state === 'down' ? this.linkState.since : this.now();
+    this.linkState = { state: 'down', since, why };
+    this.shipper.linkDown();
+    this.look();
+  }
+
+  private heard(beat: unknown): void {
+    try {
+      this.peer = { statistics: parseStatistics(beat), heardAt: this.now() };
+    } catch (error) {
+      this.log.warn({ code: (error as CodedError).code }, (error as Error).message);
+      return;
+    }
+    for (const one of this.addresses) {
+      const theirs = this.peer.statistics.addresses[one.address];
+      // What it serves under stays as it is: the greater one of the peer's will tell it to stop.
+      if (theirs !== undefined && !one.serving) one.epoch = Math.max(one.epoch, theirs.epoch);
+    }
+    this.look();
+  }
+
+  // ------------------------------------------------------------------------------------------------------- statistics
+
+  /** How this gateway is, as it tells the other one. */
+  statistics(): Statistics {
+    const { config, world, rates } = this;
+    const sessions = world.sessions();
+    const byAddress = new Map<string, number>();
+    for (const { address } of sessions) byAddress.set(address, (byAddress.get(address) ?? 0) + 1);
+    const share = (count: number) => (sessions.length === 0 ? 0 : (rates.requestsPerSecond * count) / sessions.length);
+    const { lease } = this.plugins;
+    return {
+      name: config.name,
+      version: this.version,
+      incarnation: this.incarnation,
+      sentAt: this.now(),
+      addresses: Object.fromEntries(
+        this.addresses.map((one) => {
+          const count = byAddress.get(one.address) ?? 0;
+          const serves = one.serving || one.taking;
+          return [one.address, { epoch: one.epoch, serves, sessions: count, requestsPerSecond: share(count) }];
+        }),
+      ),
+      clients: sessions.length,
+      shadows: this.follower.count,
+      reaches: {
+        peer: this.linkState.state === 'up',
+        backends: world.backends(),
+        store: lease === null ? null : this.now() - lease.heard < lease.ttl,
+      },
+      load: {
+        cpu: rates.cpu,
+        eventLoopDelayMs: this.delay.percentile(99) / 1e6 || 0,
+        sessions: sessions.length,
+        bytesPerSecond: rates.bytesPerSecond,
+        requestsPerSecond: rates.requestsPerSecond,
+      },
+      draining: this.draining || this.stopped,
+      conditions: enabledConditions(config.conditions),
+    };
+  }
+
+  private measure(): void {
+    const now = this.now();
+    const { rates, world } = this;
+    const seconds = (now - rates.at) / 1000;
+    if (seconds < 1) return;
+    const { requests, bytesFromClients, bytesToClients } = world.stats;
+    const bytes = bytesFromClients + bytesToClients;
+    const { user, system } = process.cpuUsage(this.usage);
+    this.usage = process.cpuUsage();
+    this.rates = {
+      at: now,
+      requests,
+      bytes,
+      requestsPerSecond: rates.at === 0 ? 0 : (requests - rates.requests) / seconds,
+      bytesPerSecond: rates.at === 0 ? 0 : (bytes - rates.bytes) / seconds,
+      cpu: rates.at === 0 ? 0 : (user + system) / 1e6 / seconds,
+    };
+    this.delay.reset();
+  }
+
+  private beat(): void {
+    this.measure();
+    this.link.beat(this.statistics());
+    this.look();
+  }
+
+  /** What operators want to see. */
+  status(): object {
+    const { peer } = this;
+    return {
+      self: this.statistics(),
+      peer: peer?.statistics ?? null,
+      peerHeardMsAgo: peer === null ? null : Math.round(this.now() - peer.heardAt),
+      link: this.linkState.state,
+      replicas: this.shipper.count,
+      shadows: this.follower.count,
+      shadowsFailed: this.follower.failed,
+      counts: this.counts,
+      unmovable: this.unmovable,
+      addresses: this.addresses.map((one) => ({
+        address: one.address,
+        owner: one.serving ? this.config.name : this.peerServes(one.address) ? this.config.peer.name : null,
+        epoch: one.epoch,
+        leaseLeftMs: one.validUntil === null ? null : Math.round(one.validUntil - this.now()),
+      })),
+      decisions: this.recent,
+    };
+  }
+
+  private peerServes(address: string): boolean {
+    return this.peer?.statistics.addresses[address]?.serves === true;
+  }
+
+  // -------------------------------------------------------------------------------------------------------- decisions
+
+  private wake: NodeJS.Timeout | null = null;
+
+  /** Decides anew and does what is decided. */
+  private look(): void {
+    if (this.stopped) return;
+    const now = this.now();
+    const self = this.statistics();
+    this.comparison = compareReach(now, self, this.peer?.statistics ?? null, this.comparison);
+    const situation = {
+      now,
+      self,
+      peer: this.peer,
+      link: this.linkState,
+      fence: this.fence,
+      comparison: this.comparison,
+      startedAt: this.startedAt,
+      addresses: this.addresses.map((one) => ({
+        address: one.address,
+        home: one.config.home,
+        serving: one.serving,
+        epoch: one.epoch,
+        moving: one.moving,
+        order: one.order,
+        balance: one.balance,
+        lease: { validUntil: one.validUntil, holder: one.holder },
+      })),
+      conditions: this.config.conditions,
+      timing: { ...DEFAULT_TIMING, silence: this.config.silence },
+    };
+    decide(situation).forEach((decision, index) => this.act(this.addresses[index], decision));
+    if (this.wake !== null) clearTimeout(this.wake);
+    const next = nextLook(situation);
+    this.wake = next === Number.POSITIVE_INFINITY ? null : setTimeout(() => this.look(), next - now + 1);
+    this.wake?.unref();
+  }
+
+  private act(one: PairAddress, decision: Decision): void {
+    this.remember(one, decision);
+    switch (decision.action) {
+      case 'take':
+        void this.take(one, decision.rule);
+        break;
+      case 'ask-lease':
+        void this.ask(one);
+        break;
+      case 'fence':
+        void this.shoot();
+        break;
+      case 'yield':
+        void this.give(one);
+        break;
+      case 'stop':
+        this.silence(one);
+        break;
+    }
+    const served =
+      one.order === 'take' ? one.serving : one.order === 'give' && !one.serving && this.peerServes(one.address);
+    if (served && !one.moving) one.order = null;
+  }
+
+  private remember(one: PairAddress, decision: Decision): void {
+    const key = `${decision.action} ${decision.reason} ${decision.rule}`;
+    if (this.last.get(one.address) === key) return;
+    this.last.set(one.address, key);
+    this.recent.push({ at: new Date().toISOString(), ...decision });
+    if (this.recent.length > REMEMBERED) this.recent.shift();
+    const { address, action, reason, rule } = decision;
+    this.log.info({ address, action, reason, rule }, 'decided');
+  }
+
+  /** Tries to become the owner. */
+  private async ask(one: PairAddress): Promise<void> {
+    const { lease } = this.plugins;
+    if (one.asking || one.moving || lease === null) return;
+    one.asking = true;
+    try {
+      one.lease = await lease.acquire(one.address, this.config.name);
+      if (one.lease !== null) {
+        one.holder = this.config.name;
+        one.epoch = Math.max(one.epoch, one.lease.epoch);
+      } else {
+        const holder = await lease.holder(one.address);
+        one.holder = holder?.owner ?? null;
+        one.epoch = Math.max(one.epoch, holder?.epoch ?? 0);
+      }
+    } catch (error) {
+      one.holder = undefined;
+      const { code, message } = error as CodedError;
+      this.log.warn({ code, address: one.address }, `the lease store could not be asked: ${message}`);
+    } finally {
+      one.asking = false;
+    }
+    if (one.lease !== null) this.look();
+  }
+
+  /** Makes the other gateway unable to act. */
+  private async shoot(): Promise<void> {
+    const { fence } = this.plugins;
+    if (fence === null || this.fence.state === 'running') return;
+    const { name, address } = this.config.peer;
+    this.log.warn({ peer: name }, 'fencing the other gateway');
+    this.fence = { configured: true, state: 'running', at: this.now() };
+    try {
+      await fence.act(name, address);
+      this.fence = { configured: true, state: 'done', at: this.now() };
+    } catch (error) {
+      this.fence = { configured: true, state: 'failed', at: this.now() };
+      const { code, message } = error as CodedError;
+      this.log.error({ code, peer: name }, `the other gateway could not be fenced: ${message}`);
+    }
+    this.look();
+  }
+
+  // --------------------------------------------------------------------------------------------------- taking over
+
+  /** Begins to serve an address, with all connections of the other gateway that are known. */
+  private async take(one: PairAddress, why: string): Promise<number> {
+    if (one.moving || one.serving) return 0;
+    one.moving = true;
+    one.taking = true;
+    const since = this.now();
+    if (one.lease === null) one.epoch++;
+    const { usable, unusable } = this.follower.take(one.address);
+    const restored: { shadow: Shadow; socket: tcp.RestoredTcp }[] = [];
+    let lost = unusable;
+    for (const shadow of usable) {
+      try {
+        restored.push({ shadow, socket: tcp.restore(imageOf(shadow, this.now())) });
+      } catch (error) {
+        lost++;
+        this.log.warn(
+          { code: (error as CodedError).code },
+          `a connection could not be restored: ${(error as Error).message}`,
+        );
+      }
+    }
+    try {
+      await one.bring();
+    } catch (error) {
+      for (const { socket } of restored) tcp.discard(socket.fd);
+      one.moving = false;
+      one.taking = false;
+      this.log.error(
+        { address: one.address, code: (error as CodedError).code },
+        `an address could not be taken: ${(error as Error).message}`,
+      );
+      return 0;
+    }
+    let kept = 0;
+    for (const { socket } of restored) this.listenForGaps(socket.image);
+    for (const { shadow, socket } of restored) {
+      try {
+        tcp.release(socket);
+        const wire = tcp.wireOf(socket.fd);
+        this.accepted(wire);
+        const host = this.world.adopt(shadow, wire);
+        kept++;
+        if (shadow.standstill === null) {
+          this.watched.set(wire, host);
+          this.gaps.watch(wire, socket.image);
+        }
+      } catch (error) {
+        lost++;
+        this.log.warn(
+          { code: (error as CodedError).code },
+          `a connection could not be gone on with: ${(error as Error).message}`,
+        );
+      }
+    }
+    one.moving = false;
+    one.taking = false;
+    void one.mover.announce().catch((error: Error) => {
+      this.log.error({ address: one.address }, `the neighbours could not be told of an address: ${error.message}`);
+    });
+    const took = this.now() - since;
+    this.counts.takeovers++;
+    this.counts.kept += kept;
+    this.counts.reset += lost;
+    this.counts.lastTakeoverMs = took;
+    this.log.info(
+      { address: one.address, epoch: one.epoch, why, connections: kept, lost, ms: Math.round(took) },
+      'serving an address',
+    );
+    this.link.beat(this.statistics());
+    return kept;
+  }
+
+  private listenForGaps({ identity, unsent }: tcp.TcpImage): void {
+    // What stood still is known to the last byte.
+    if (unsent === undefined) this.gaps.listen(identity.family, identity.local.port);
+  }
+
+  /** The client of a connection that was taken over has or lacks something that nobody knows of: it cannot go on. */
+  private gap(wire: Wire, what: 'lost' | 'ahead'): void {
+    const host = this.watched.get(wire);
+    this.counts.kept--;
+    this.counts.reset++;
+    this.log.warn(
+      { code: 'OUTLIVE_TAKEOVER_GAP', what },
+      'a connection that was taken over is reset: the host before had acknowledged bytes of its client that it did not pass on',
+    );
+    host?.reset();
+  }
+
+  // ----------------------------------------------------------------------------------------------------- giving away
+
+  /** Gives an address, with all its connections, to the other gateway. */
+  private async give(one: PairAddress): Promise<void> {
+    if (one.moving) return;
+    one.moving = true;
+    const { address } = one;
+    const since = this.now();
+    try {
+      if (!one.serving) {
+        await one.resign();
+        await this.link.control({ kind: 'take', address, epoch: one.epoch }, MOVE_MS);
+        return;
+      }
+      await this.settled(address);
+      const moving = this.world.sessions().filter((host) => host.address === address);
+      if (moving.some(({ state }) => RECOVERING.has(state))) throw new Error('a database failover is under way');
+      let position = -1;
+      const standing: SessionHost[] = [];
+      for (const host of moving) {
+        const at = host.stand(standStill);
+        if (at === null) {
+          this.counts.reset++;
+          host.fatal(NOT_MOVABLE);
+          continue;
+        }
+        position = Math.max(position, at);
+        standing.push(host);
+      }
+      this.link.flush();
+      await this.shipper.confirmed(position, MOVE_MS);
+      await one.leave();
+      await one.resign();
+      const answer = (await this.link.control({ kind: 'take', address, epoch: one.epoch }, MOVE_MS)) as {
+        took?: boolean;
+      };
+      if (answer.took !== true) throw new Error('the other gateway did not take it');
+      for (const host of standing) host.vanish(standStill, vanish);
+      this.counts.planned++;
+      const ms = Math.round(this.now() - since);
+      this.log.info({ address, connections: standing.length, ms }, 'gave an address to the other gateway');
+    } catch (error) {
+      this.log.error({ address }, `a planned move failed: ${(error as Error).message}`);
+      for (const host of this.world.sessions()) if (host.address === address) host.goOnHere(goOn);
+      one.order = null;
+    } finally {
+      one.moving = false;
+      this.look();
+    }
+  }
+
+  /** Waits a while until the other gateway follows all sessions on an address. */
+  private async settled(address: string): Promise<void> {
+    const until = this.now() + SETTLE_MS;
+    const ready = () => this.world.sessions().every((host) => host.address !== address || host.movable);
+    while (!ready() && this.now() < until) await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+  }
+
+  /** Stops serving an address at once and without a word: somebody else may. */
+  private silence(one: PairAddress): void {
+    if (!one.serving) return;
+    this.log.error(
+      { code: 'OUTLIVE_OWNERSHIP_LOST', address: one.address },
+      'this gateway falls silent: it may no longer serve the address',
+    );
+    for (const host of this.world.sessions()) {
+      if (host.address !== one.address) continue;
+      host.vanish(standStill, vanish);
+    }
+    void one.leave();
+    void one.resign();
+  }
+
+  // --------------------------------------------------------------------------------------------------------- control
+
+  /** What the other gateway asks for. */
+  private async asked(message: Control): Promise<object> {
+    const one = this.addresses.find(({ address }) => address === message.address);
+    if (one === undefined) return { error: 'unknown address' };
+    switch (message.kind) {
+      case 'take': {
+        one.epoch = Math.max(one.epoch, message.epoch ?? 0);
+        if (this.plugins.lease !== null && one.lease === null) await this.ask(one);
+        if (this.plugins.lease !== null && one.lease === null) return { took: false };
+        await this.take(one, 'planned');
+        return { took: one.serving };
+      }
+      case 'give':
+        one.order = 'give';
+        this.look();
+        return { ok: true };
+      default:
+        return { error: 'unknown request' };
+    }
+  }
+
+  /** An operator wants all addresses here (`take`), or at the other gateway (`drain`; until it is undone). */
+  async order(what: Order): Promise<void> {
+    if (!this.config.conditions.operator) {
+      throw new CodedError('OUTLIVE_PAIR_ORDER', 'config', 'pair.conditions.operator is off: orders are not obeyed');
+    }
+    this.draining = what === 'drain';
+    for (const one of this.addresses) {
+      one.order = what === 'takeover' && !one.serving ? 'take' : null;
+      if (one.order !== null && this.linkState.state === 'up') {
+        await this.link.control({ kind: 'give', address: one.address }, MOVE_MS);
+      }
+    }
+    this.look();
+    const until = this.now() + ORDER_MS;
+    while (!this.obeyed && this.now() < until) await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+    if (this.obeyed) return;
+    for (const one of this.addresses) one.order = null;
+    const left = this.addresses.filter((one) => one.serving !== (what === 'takeover')).map(({ address }) => address);
+    const why = left.map((address) => `${address}: ${this.last.get(address)}`).join('; ');
+    const message = `${what} was not done for ${left.join(', ')} within ${ORDER_MS} ms (${why})`;
+    throw new CodedError('OUTLIVE_PAIR_ORDER', 'gateway', message);
+  }
+
+  /** True when nothing of what was ordered is still to be done. */
+  private get obeyed(): boolean {
+    return this.addresses.every((one) => {
+      if (one.moving) return false;
+      if (this.draining) return !one.serving;
+      return one.order === null;
+    });
+  }
+
+  /** Gives all away if it can, and ends. */
+  async stop(): Promise<void> {
+    if (this.timer !== null) clearInterval(this.timer);
+    if (this.wake !== null) clearTimeout(this.wake);
+    this.delay.disable();
+    if (!this.stopped && this.config.conditions.operator && this.linkState.state === 'up') {
+      await Promise.all(this.addresses.filter(({ serving }) => serving).map((one) => this.give(one)));
+    }
+    this.stopped = true;
+    this.shipper.stop();
+    this.gaps.close();
+    await Promise.all(
+      this.addresses.map(async (one) => {
+        if (one.serving) await one.leave();
+        await one.resign();
+      }),
+    );
+    await this.link.close();
+    await this.plugins.lease?.close();
+    await this.guard?.remove().catch((error: Error) => this.log.warn({ code: 'OUTLIVE_GUARD' }, error.message));
+  }
+}
+
+interface Control {
+  readonly kind: string;
+  readonly address: string;
+  readonly epoch?: number;
+}
+
+/** A connection as this host is to go on with it. */
+function imageOf(shadow: Shadow, now: number): tcp.TcpImage {
+  const { standstill, opening } = shadow;
+  return {
+    identity: (standstill?.tcp ?? opening.tcp) as tcp.TcpIdentity,
+    received: shadow.received,
+    acknowledged: shadow.acknowledged,
+    unacknowledged: shadow.unacknowledged,
+    unsent: shadow.unsent,
+    elapsed: now - shadow.identifiedAt,
+  };
+}

@@ -1,0 +1,226 @@
+import { type Call, type Opening, pack, packPosition, RECORD, type Snapshot } from '../../cluster/records.js';
+import type { Shipper } from './shipper.js';
+
+/** What a replica needs of the session that it tells of. */
+export interface Subject {
+  readonly cluster: string;
+  readonly database: string;
+  /** True: the client gets nothing that the peer does not hold. */
+  readonly durable: boolean;
+  /** Bytes in the gateway that the client's kernel was not given yet, and bytes of the kernel that the client has not acknowledged. */
+  outstanding(): number;
+  /** What does not change; null when the connection cannot be moved. */
+  opening(): Opening | null;
+  /** The session as it is; null when that cannot be told at this moment. */
+  snapshot(): Omit<Snapshot, 'said'> | null;
+  /** Bytes that were written to the client so far. */
+  readonly written: number;
+  /** What is learnt of the database. */
+  facts(): unknown;
+  /** Writes to the client. */
+  deliver(bytes: Uint8Array): void;
+  /** The bytes that wait for the peer became fewer. */
+  eased(): void;
+  /** What was held until the peer knows of it may leave. */
+  proceed(): void;
+}
+
+/** Said bytes after which the client's acknowledgements are looked at at once. */
+const LOOK_AFTER = 1024 * 1024;
+/** Larger chunks are copied: the session may move bytes within them before they have left. */
+const BY_REFERENCE = 16 * 1024;
+
+/** Tells the peer of one session, and holds back what the client may get only when the peer knows of it. */
+export class Replica {
+  /** The peer follows: it was told all, and is told every input. */
+  followed = false;
+  /** Bytes for the client that wait for the peer. */
+  waiting = 0;
+  /** An input is being processed: what is said follows from it. */
+  inside = false;
+  private opened = false;
+  /** Position of the latest record. */
+  private last = -1;
+  private said = 0;
+  private acked = 0;
+  private due = false;
+  private over = false;
+
+  constructor(
+    readonly id: number,
+    private readonly subject: Subject,
+    private readonly shipper: Shipper,
+  ) {}
+
+  /** A chunk is about to be processed. */
+  input(kind: typeof RECORD.client | typeof RECORD.server, chunk: Uint8Array): void {
+    this.inside = true;
+    if (!this.followed) return;
+    this.learnt();
+    this.last = this.shipper.append(kind, this.id, chunk.length < BY_REFERENCE ? chunk : chunk.slice());
+  }
+
+  /** A call is about to be made. */
+  call(call: Call): void {
+    this.inside = true;
+    if (!this.followed) return;
+    this.learnt();
+    this.last = this.shipper.append(RECORD.call, this.id, pack(call));
+  }
+
+  /** The input was processed. */
+  done(): void {
+    this.inside = false;
+    if (!this.followed && this.shipper.up && !this.over) this.offer();
+  }
+
+  /** Tells the peer all, if that can be told now. */
+  offer(): void {
+    const { subject, shipper } = this;
+    // What was said before this gateway had the session is known to nobody here: the client must have it first.
+    if (subject.outstanding() > subject.written) return;
+    const snapshot = subject.snapshot();
+    if (snapshot === null) return;
+    if (!this.opened) {
+      const opening = subject.opening();
+      if (opening === null) {
+        // It cannot be moved; it will not be asked again.
+        this.over = true;
+        shipper.untold.delete(this);
+        return;
+      }
+      shipper.append(RECORD.open, this.id, pack(opening));
+      this.opened = true;
+    }
+    this.said = subject.written + this.waiting;
+    this.acked = 0;
+    this.learnt();
+    this.last = shipper.append(RECORD.capsule, this.id, pack({ ...snapshot, said: this.said }));
+    this.followed = true;
+    shipper.untold.delete(this);
+    this.look();
+  }
+
+  /** The session is at a point that no input tells of: the peer is told all anew. */
+  renew(): void {
+    if (!this.followed) return;
+    const snapshot = this.subject.snapshot();
+    if (snapshot === null) {
+      this.forget();
+      return;
+    }
+    this.learnt();
+    this.last = this.shipper.append(RECORD.capsule, this.id, pack({ ...snapshot, said: this.said }));
+  }
+
+  private learnt(): void {
+    const { cluster, database } = this.subject;
+    this.shipper.learnt(cluster, database, this.subject.facts());
+  }
+
+  /** Bytes for the client: written at once, or when the peer holds what they follow from. */
+  say(bytes: Uint8Array): void {
+    const { subject, shipper } = this;
+    if (!this.followed) {
+      // What was said before must not be overtaken.
+      if (this.waiting > 0) this.hold(bytes);
+      else subject.deliver(bytes);
+      return;
+    }
+    if (!this.inside) this.last = shipper.append(RECORD.say, this.id, bytes);
+    this.said += bytes.length;
+    if (subject.durable) this.hold(bytes);
+    else subject.deliver(bytes);
+    if (this.said - this.acked > LOOK_AFTER) this.look();
+    else shipper.unlooked.add(this);
+  }
+
+  private hold(bytes: Uint8Array): void {
+    this.waiting += bytes.length;
+    this.shipper.hold(this, bytes, this.last);
+  }
+
+  /** These bytes, which waited, go to the client. */
+  release(bytes: Uint8Array): void {
+    this.waiting -= bytes.length;
+    this.subject.deliver(bytes);
+    this.subject.eased();
+  }
+
+  /** See `SessionIo.durable`. */
+  durable(): boolean {
+    if (!this.followed || !this.subject.durable) return true;
+    // Always by way of `proceed`, so that the peer's session takes the same way at the same time.
+    if (!this.due) {
+      this.due = true;
+      this.shipper.afterwards(this, this.last);
+    }
+    return false;
+  }
+
+  /** What `durable` held may leave. */
+  proceed(): void {
+    this.due = false;
+    if (!this.over) this.subject.proceed();
+  }
+
+  /** Looks how much the client's kernel has acknowledged, and tells the peer. */
+  look(): void {
+    if (!this.followed) return;
+    const acked = this.said - this.waiting - this.subject.outstanding();
+    if (acked > this.acked) {
+      this.acked = acked;
+      this.shipper.append(RECORD.acked, this.id, packPosition(acked));
+    }
+    if (acked < this.said) this.shipper.unlooked.add(this);
+    else this.shipper.unlooked.delete(this);
+  }
+
+  /**
+   * The connection stands still, to be moved: the peer gets the client's last bytes, and goes on with the session when it is told to.
+   * @param unread bytes of the client that nobody was given
+   * @param outstanding bytes that the client has not acknowledged, of those that were delivered
+   * @param unsent how many of the last of these never left
+   * @returns the position of the last record
+   */
+  standstill(tcp: unknown, unread: Uint8Array, outstanding: number, unsent: number): number {
+    const { shipper, id } = this;
+    if (unread.length > 0) shipper.append(RECORD.client, id, unread);
+    this.acked = this.said - this.waiting - outstanding;
+    shipper.append(RECORD.acked, id, packPosition(this.acked));
+    this.last = shipper.append(RECORD.standstill, id, pack({ tcp, said: this.said, unsent: unsent + this.waiting }));
+    // It is the peer's now, and what waits is among what the peer knows.
+    this.over = true;
+    this.waiting = 0;
+    shipper.void(this);
+    shipper.unlooked.delete(this);
+    return this.last;
+  }
+
+  /** The peer is gone: it knows nothing any more. */
+  unfollow(): void {
+    this.followed = false;
+    this.opened = false;
+    if (!this.over) this.shipper.untold.add(this);
+  }
+
+  /** The peer is to forget the session, which it can no longer follow. */
+  private forget(): void {
+    if (this.opened && this.shipper.up) this.shipper.append(RECORD.close, this.id, NOTHING);
+    this.unfollow();
+  }
+
+  /** The session is over: what waits is delivered. */
+  close(): void {
+    if (this.over) {
+      this.shipper.remove(this);
+      return;
+    }
+    this.over = true;
+    this.shipper.flush(this);
+    this.forget();
+    this.shipper.remove(this);
+  }
+}
+
+const NOTHING = new Uint8Array(0);

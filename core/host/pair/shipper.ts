@@ -1,0 +1,200 @@
+import { pack, RECORD } from '../../cluster/records.js';
+import { Replica, type Subject } from './replica.js';
+
+/** The way to the peer. */
+export interface Records {
+  /** @returns the position of the record: the first one of a link is 0 */
+  append(kind: number, session: number, bytes: Uint8Array): number;
+}
+
+/** How often the clients' acknowledgements are looked at. */
+const LOOK_MS = 50;
+/** So many sessions are told anew at a time when a peer has come. */
+const BURST = 64;
+
+interface Held {
+  readonly replica: Replica;
+  /** Null: `proceed` is due. */
+  readonly bytes: Uint8Array | null;
+  readonly position: number;
+  void: boolean;
+}
+
+/** Tells the peer of all sessions of this gateway, in one order, and releases what waits for its confirmation in that order. */
+export class Shipper {
+  /** There is a peer that listens. */
+  up = false;
+  /** Sessions of which not all is known to be acknowledged by their clients. */
+  readonly unlooked = new Set<Replica>();
+  /** Sessions that the peer does not follow, for now. */
+  readonly untold = new Set<Replica>();
+  private readonly replicas = new Map<number, Replica>();
+  private next = 1;
+  private held: Held[] = [];
+  private heldFrom = 0;
+  private acknowledged = 0;
+  private readonly watchers = new Set<() => void>();
+  /** By cluster and database: what the peer was told last. */
+  private readonly told = new Map<string, unknown>();
+  private readonly timer: NodeJS.Timeout;
+  private resyncing: NodeJS.Immediate | null = null;
+
+  /**
+   * @param records where records go while {@link up}
+   * @param stops true: without a peer nothing is released to clients of durable sessions
+   */
+  constructor(
+    private readonly records: Records,
+    private readonly stops: boolean,
+  ) {
+    this.timer = setInterval(() => {
+      for (const replica of [...this.unlooked]) replica.look();
+      if (this.up && this.untold.size > 0 && this.resyncing === null) this.resync([...this.untold]);
+    }, LOOK_MS);
+    this.timer.unref();
+  }
+
+  /** A session that is to be told of. */
+  replicate(subject: Subject): Replica {
+    const replica = new Replica(this.next++, subject, this);
+    this.replicas.set(replica.id, replica);
+    this.untold.add(replica);
+    return replica;
+  }
+
+  /** How many sessions there are, and how many the peer follows. */
+  get count(): { sessions: number; followed: number } {
+    return { sessions: this.replicas.size, followed: this.replicas.size - this.untold.size };
+  }
+
+  append(kind: number, session: number, bytes: Uint8Array): number {
+    return this.records.append(kind, session, bytes);
+  }
+
+  /** Tells the peer what was learnt of a database, when it does not know it yet. */
+  learnt(cluster: string, database: string, facts: unknown): void {
+    const key = `${cluster}\0${database}`;
+    if (this.told.get(key) === facts) return;
+    this.told.set(key, facts);
+    this.append(RECORD.facts, 0, pack({ cluster, database, facts }));
+  }
+
+  /** A peer is there that knows nothing. */
+  linkUp(): void {
+    this.up = true;
+    // Positions begin anew.
+    this.releaseAll();
+    this.acknowledged = 0;
+    this.told.clear();
+    this.resync([...this.untold]);
+  }
+
+  private resync(left: Replica[]): void {
+    this.resyncing = setImmediate(() => {
+      this.resyncing = null;
+      if (!this.up) return;
+      for (const replica of left.splice(0, BURST)) replica.done();
+      if (left.length > 0) this.resync(left);
+    });
+  }
+
+  /** The peer is gone. */
+  linkDown(): void {
+    this.up = false;
+    for (const replica of this.replicas.values()) replica.unfollow();
+    this.unlooked.clear();
+    if (this.resyncing !== null) clearImmediate(this.resyncing);
+    this.resyncing = null;
+    if (!this.stops) this.releaseAll();
+    for (const check of [...this.watchers]) check();
+  }
+
+  /** Releases all that waits: nobody will confirm it. */
+  releaseAll(): void {
+    this.release(Number.POSITIVE_INFINITY);
+  }
+
+  /** Keeps bytes until the record at `position` is held by the peer. */
+  hold(replica: Replica, bytes: Uint8Array, position: number): void {
+    if (position < this.acknowledged && this.heldFrom === this.held.length) {
+      replica.release(bytes);
+      return;
+    }
+    this.held.push({ replica, bytes, position, void: false });
+  }
+
+  /** `proceed` is called when the record at `position` is held by the peer. */
+  afterwards(replica: Replica, position: number): void {
+    if (position < this.acknowledged) setImmediate(() => replica.proceed());
+    else this.held.push({ replica, bytes: null, position, void: false });
+  }
+
+  /** Resolves when the peer holds the record at `position`; rejects when it is gone before, or does not answer in time. */
+  confirmed(position: number, timeoutMs: number): Promise<void> {
+    return new Promise((resolve, reject) => {
+      const timer = setTimeout(() => reject(new Error('the other gateway did not confirm in time')), timeoutMs);
+      const check = (): void => {
+        if (this.up && position >= this.acknowledged) return;
+        this.watchers.delete(check);
+        clearTimeout(timer);
+        if (this.up) resolve();
+        else reject(new Error('the other gateway is gone'));
+      };
+      this.watchers.add(check);
+      check();
+    });
+  }
+
+  /** The peer holds all records below `position`. */
+  acked(position: number): void {
+    this.acknowledged = position;
+    this.release(position);
+    for (const check of [...this.watchers]) check();
+  }
+
+  private release(below: number): void {
+    while (this.heldFrom < this.held.length) {
+      const entry = this.held[this.heldFrom];
+      if (entry.position >= below) break;
+      this.heldFrom++;
+      if (entry.void) continue;
+      if (entry.bytes === null) entry.replica.proceed();
+      else entry.replica.release(entry.bytes);
+    }
+    if (this.heldFrom === this.held.length) {
+      this.held.length = 0;
+      this.heldFrom = 0;
+    } else if (this.heldFrom > 4096) {
+      this.held.splice(0, this.heldFrom);
+      this.heldFrom = 0;
+    }
+  }
+
+  /** Delivers what waits for this session. */
+  flush(replica: Replica): void {
+    for (let i = this.heldFrom; i < this.held.length; i++) {
+      const entry = this.held[i];
+      if (entry.replica !== replica || entry.void) continue;
+      entry.void = true;
+      if (entry.bytes !== null) replica.release(entry.bytes);
+    }
+  }
+
+  /** What waits of this session is no longer to be delivered here. */
+  void(replica: Replica): void {
+    for (let i = this.heldFrom; i < this.held.length; i++)
+      if (this.held[i].replica === replica) this.held[i].void = true;
+  }
+
+  remove(replica: Replica): void {
+    this.untold.delete(replica);
+    this.replicas.delete(replica.id);
+    this.unlooked.delete(replica);
+  }
+
+  stop(): void {
+    clearInterval(this.timer);
+    this.linkDown();
+    this.releaseAll();
+  }
+}

@@ -1,0 +1,20 @@
+export type { Endpoint } from './address.js';
+export { announce } from './announce.js';
+export { DEFAULT_GRACES, GapJudge, type GapOptions, GapWatch, type Graces, type Verdict } from './gaps.js';
+export {
+  discard,
+  type FrozenTcp,
+  freeze,
+  identify,
+  type RestoredTcp,
+  release,
+  resetConnection,
+  restore,
+  settle,
+  type TcpIdentity,
+  type TcpImage,
+  tcpRepairUnavailable,
+  thawInPlace,
+  unacknowledged,
+} from './repair.js';
+export { type FrozenWire, fdOf, freezeWire, wireOf } from './wire.js';

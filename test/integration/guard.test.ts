@@ -1,0 +1,231 @@
+import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { type AddressInfo, connect, createServer, type Server, type Socket } from 'node:net';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
+import { allowClose, type Guard, guardUnavailable, installGuard, type RunCommand } from '../../core/io/guard.js';
+import { SOL_SOCKET, setOption } from '../../core/io/tcp/libc.js';
+import { namespacesUnavailable, twoHosts } from '../kit/namespaces.js';
+
+const FOUR = '10.9.1.5';
+const SIX = 'fd0a::5';
+const PORT = 7000;
+const IP_TRANSPARENT = 19;
+
+if (namespacesUnavailable !== null) console.warn(`the guard is not tested: ${namespacesUnavailable}`);
+
+describe.skipIf(namespacesUnavailable !== null)('the guard', () => {
+  let hosts: ReturnType<typeof twoHosts>;
+  let host: (typeof hosts)['a'];
+  let client: (typeof hosts)['a'];
+  let guard: Guard | null = null;
+  const sockets: Socket[] = [];
+  const servers: Server[] = [];
+  const children: ChildProcess[] = [];
+
+  beforeAll(async () => {
+    hosts = twoHosts();
+    ({ a: host, b: client } = hosts);
+    host.sh(`ip addr add ${FOUR}/32 dev ${host.device}; ip addr add ${SIX}/128 dev ${host.device} nodad`);
+    host.sh(`ip addr add 10.9.0.1/24 dev ${host.device}; ip addr add fd09::1/64 dev ${host.device} nodad`);
+    client.sh(`ip addr add 10.9.0.2/24 dev ${client.device}; ip addr add fd09::2/64 dev ${client.device} nodad`);
+    client.sh(`ip route add ${FOUR}/32 dev ${client.device}; ip -6 route add ${SIX}/128 dev ${client.device}`);
+    expect(await guardUnavailable(host.run)).toBeNull();
+  });
+  afterEach(async () => {
+    for (const socket of sockets.splice(0)) socket.destroy();
+    for (const server of servers.splice(0)) server.close();
+    for (const child of children.splice(0)) child.kill('SIGKILL');
+    await guard?.remove();
+    guard = null;
+  });
+  afterAll(() => hosts?.remove());
+
+  async function install(closed = false, run: RunCommand = host.run): Promise<Guard> {
+    guard = await installGuard({ name: 'test', addresses: [FOUR, SIX], ports: [PORT], closed, run });
+    return guard;
+  }
+
+  /** A connection from the client's host; what it hears is noted. */
+  async function dial(address: string): Promise<{ socket: Socket; heard: string[] }> {
+    const heard: string[] = [];
+    const socket = await client.inside(async () => {
+      const made = connect({ host: address, port: PORT });
+      await once(made, 'connect');
+      return made;
+    });
+    sockets.push(socket);
+    socket.on('end', () => heard.push('FIN'));
+    socket.on('error', (error: NodeJS.ErrnoException) => heard.push(error.code ?? 'error'));
+    socket.on('data', () => {});
+    return { socket, heard };
+  }
+
+  /** A process on the guarded host that accepts, says hello and reads nothing. Resolves when it listens. */
+  async function deafServer(): Promise<ChildProcess> {
+    const script = `require('net').createServer({ pauseOnConnect: true }, (s) => s.write('hello'))
+      .listen(${PORT}, () => console.log('listening'))`;
+    const [program, ...args] = [...host.exec, process.execPath, '-e', script];
+    const child = spawn(program, args, { stdio: ['ignore', 'pipe', 'inherit'] });
+    children.push(child);
+    await once(child.stdout!, 'data');
+    return child;
+  }
+
+  /** A server of this process on the guarded host, and a connection to it. */
+  async function connected(address: string) {
+    const server = createServer();
+    servers.push(server);
+    await host.inside(async () => {
+      server.listen(PORT);
+      await once(server, 'listening');
+    });
+    expect((server.address() as AddressInfo).port).toBe(PORT);
+    const accepted = once(server, 'connection');
+    const dialed = await dial(address);
+    const [socket] = (await accepted) as [Socket];
+    socket.on('error', () => {});
+    sockets.push(socket);
+    return { ...dialed, server: socket, fd: (socket as unknown as { _handle: { fd: number } })._handle.fd };
+  }
+
+  async function dropped(count: 'closes' | 'unpermitted', atLeast: number): Promise<void> {
+    await expect.poll(async () => (await guard!.counts())[count], { timeout: 5000 }).toBeGreaterThanOrEqual(atLeast);
+  }
+
+  describe.each([FOUR, SIX])('of %s', (address) => {
+    it('without it the death of a process is heard', async () => {
+      const child = await deafServer();
+      const { socket, heard } = await dial(address);
+      await once(socket, 'data');
+      child.kill('SIGKILL');
+      await once(socket, 'close');
+      expect(heard).toEqual(['FIN']);
+    });
+
+    it.each([
+      ['nothing', ''],
+      ['unread bytes', 'unread'],
+    ])('a process that is killed with %s in its socket says nothing, nor does its kernel later', async (_, unread) => {
+      await install();
+      const child = await deafServer();
+      const { socket, heard } = await dial(address);
+      await once(socket, 'data');
+      if (unread !== '') {
+        socket.write(unread);
+        const queued = () => Number(host.sh(`ss -tnHo state established sport = :${PORT}`).trim().split(/\s+/)[0]);
+        await expect.poll(queued).toBe(unread.length);
+      }
+      child.kill('SIGKILL');
+      await dropped('closes', 1);
+      expect(heard).toEqual([]);
+      // The socket is gone or an orphan; whatever comes in now is answered with a RST.
+      const { closes } = await guard!.counts();
+      socket.write('anybody?');
+      await dropped('closes', closes + 1);
+      expect(heard).toEqual([]);
+      expect(socket.destroyed).toBe(false);
+    });
+
+    it('lets a FIN and a RST out that were allowed, and no other', async () => {
+      await install();
+      const first = await connected(address);
+      first.server.end();
+      await dropped('closes', 1);
+      expect(first.heard).toEqual([]);
+      servers.pop()!.close();
+
+      const second = await connected(address);
+      allowClose(second.fd);
+      second.server.end('bye');
+      await once(second.socket, 'end');
+      servers.pop()!.close();
+
+      const third = await connected(address);
+      allowClose(third.fd);
+      third.server.resetAndDestroy();
+      await new Promise((resolve) => third.socket.on('close', resolve));
+      expect([first.heard, second.heard, third.heard]).toEqual([[], ['FIN'], ['ECONNRESET']]);
+    });
+
+    it('permits until a moment and not longer, also when the sockets may send from any address', async () => {
+      await install(true);
+      await guard!.permit(address, null);
+      const { socket, server, fd } = await connected(address);
+      if (address === FOUR) setOption(fd, 0, IP_TRANSPARENT, 1);
+      setOption(fd, SOL_SOCKET, 36, 0);
+      server.setNoDelay(true);
+      let lastHeard = 0;
+      socket.on('data', () => (lastHeard = performance.now()));
+      const chatter = setInterval(() => server.write('x'), 2);
+      const until = performance.now() + 700;
+      await guard!.permit(address, until);
+      const before = (await guard!.counts()).unpermitted;
+      await dropped('unpermitted', before + 3);
+      // Nothing later than told, and not much earlier.
+      expect(lastHeard).toBeLessThan(until + 30);
+      expect(lastHeard).toBeGreaterThan(until - 100);
+
+      const renewed = once(socket, 'data');
+      await guard!.permit(address, performance.now() + 5000);
+      await renewed;
+      await guard!.permit(address, performance.now() - 1);
+      await sleep(20);
+      lastHeard = 0;
+      const { unpermitted } = await guard!.counts();
+      await dropped('unpermitted', unpermitted + 1);
+      clearInterval(chatter);
+      expect(lastHeard).toBe(0);
+    });
+  });
+
+  it('answers no ARP for an address without a permit', async () => {
+    await install(true);
+    await guard!.permit(FOUR, performance.now() - 1);
+    const neighbour = () => client.sh(`ip -s neigh show ${FOUR} dev ${client.device}`);
+    client.sh(`ip neigh flush all`);
+    await client.inside(async () => {
+      const attempt = connect({ host: FOUR, port: PORT });
+      sockets.push(attempt.on('error', () => {}));
+      await expect.poll(neighbour, { timeout: 10_000 }).toMatch(/probes [1-9]\d* (INCOMPLETE|FAILED)/);
+    });
+    await guard!.permit(FOUR, performance.now() + 3000);
+    await connected(FOUR);
+    expect(neighbour()).toContain('lladdr');
+  });
+
+  it('a permit that the kernel hears of too late does not count', async () => {
+    let wait = 0;
+    await install(true, async (command, env, timeoutMs) => {
+      await sleep(wait);
+      return host.run(command, env, timeoutMs);
+    });
+    await guard!.permit(FOUR, null);
+    const { socket, server } = await connected(FOUR);
+    // As long as a process is stopped between asking its clock and telling the kernel; time of day counts in whole seconds.
+    wait = 1400;
+    await guard!.permit(FOUR, performance.now() + 300);
+    wait = 0;
+    let heard = 0;
+    socket.on('data', () => heard++);
+    server.write('x');
+    await dropped('unpermitted', 1);
+    expect(heard).toBe(0);
+  });
+
+  it('replaces what a dead process left, is removed wholly, and says what is wrong', async () => {
+    await install(true);
+    const second = await install();
+    expect(await second.counts()).toEqual({ closes: 0, unpermitted: 0 });
+    await second.remove();
+    await second.remove();
+    expect(host.sh('nft list tables')).toBe('');
+    const options = { name: 'test', addresses: [FOUR], ports: [PORT], closed: false, run: host.run };
+    for (const wrong of [{ name: 'a b' }, { addresses: ['host; flush ruleset'] }]) {
+      await expect(installGuard({ ...options, ...wrong })).rejects.toMatchObject({ code: 'OUTLIVE_GUARD' });
+    }
+    await expect(second.permit('10.0.0.1', null)).rejects.toThrow('10.0.0.1 is none of its addresses');
+    const absent: RunCommand = () => Promise.reject(new Error('nft could not be started: ENOENT'));
+    expect(await guardUnavailable(absent)).toBe('nft could not be started: ENOENT');
+  });
+});

@@ -1,0 +1,72 @@
+import { afterAll, afterEach, beforeAll, describe } from 'vitest';
+import { type ClientCounts, ClientHost, type ClientReport } from '../../core/host/demo/lab/clients.js';
+import { Lab } from '../../core/host/demo/lab/lab.js';
+import { type LabPair, startPairIn } from '../../core/host/demo/lab/servers.js';
+import { checkLedger, createLedger, type LedgerVerdict, readLedger } from '../../core/host/demo/ledger.js';
+import type { EmbeddedOptions } from '../../plugins/embedded-postgres/index.js';
+import { compiled } from './gateway-process.js';
+import { restorePair } from './servers.js';
+
+const reason = Lab.unavailable();
+
+/** Like `describe`, where a lab can be made; elsewhere the tests are skipped, and the reason stands in their name. */
+export function describeLab(name: string, body: () => void): void {
+  if (reason === null) describe(name, body);
+  else describe.skip(`${name} (${reason})`, body);
+}
+
+/** A lab with a PostgreSQL pair on the hosts `db1` and `db2`, for the tests of one block. */
+export class PairLab {
+  lab!: Lab;
+  pair!: LabPair;
+  #ends: (() => unknown)[] = [];
+
+  /** Called when the test is over, the last one first. */
+  atEnd(end: () => unknown): void {
+    this.#ends.push(end);
+  }
+
+  /** Called by {@link usePairLab}. */
+  async begin(ipv6: boolean, options: EmbeddedOptions): Promise<void> {
+    this.lab = await Lab.create({ ipv6, program: compiled() });
+    this.pair = await startPairIn([this.lab.host('db1'), this.lab.host('db2')], options);
+  }
+
+  async end(): Promise<void> {
+    await this.pair?.stop();
+    await this.lab?.destroy();
+  }
+
+  /** Ends what a test has started, heals network and servers. */
+  async restore(): Promise<void> {
+    for (const end of this.#ends.splice(0).reverse()) await end();
+    await this.lab.heal();
+    await restorePair(this.pair);
+  }
+
+  /**
+   * Makes a fresh ledger and starts clients on the host `client`; they end with the test.
+   * @param counts as for {@link ClientHost.begin}, to know how many accounts are needed
+   */
+  async clients(counts: ClientCounts): Promise<ClientHost> {
+    const clients = await ClientHost.start(this.lab.host('client'));
+    this.atEnd(() => clients.kill());
+    const accounts = await clients.accounts(counts.transfer ?? 0);
+    await createLedger((sql) => this.pair.primary.query(sql), accounts);
+    return clients;
+  }
+
+  /** Compares the database with what clients were told. */
+  async verdict({ claims, accounts }: ClientReport): Promise<LedgerVerdict> {
+    return checkLedger(await readLedger((sql) => this.pair.primary.query(sql)), claims, accounts);
+  }
+}
+
+/** Gives a block of tests a {@link PairLab}. */
+export function usePairLab({ ipv6 = false, ...options }: EmbeddedOptions & { ipv6?: boolean } = {}): PairLab {
+  const pairLab = new PairLab();
+  beforeAll(() => pairLab.begin(ipv6, options));
+  afterEach(() => pairLab.restore());
+  afterAll(() => pairLab.end());
+  return pairLab;
+}
