@@ -313,6 +313,11 @@ describe.skipIf(unavailable !== null)('a keeper', () => {
     await client.claim();
     client.keep('none', 999_999, 'client');
     expect(refused).toEqual([['keep', 'none', expect.stringContaining('EBADF')]]);
+    client.keep('x'.repeat(300), fdOf(served), 'client');
+    expect(refused.length).toBe(2);
+    client.keep('fine', fdOf(served), 'client');
+    await client.ping();
+    expect(server.count).toBe(1);
     client.keep('c', fdOf(served), 'client');
     const pings = Promise.allSettled([client.ping(), client.ping()]);
     await server.close();

@@ -223,7 +223,8 @@ export class LinkState {
 
   /** The peer takes its leave, which is no error. */
   left(id: number, now: number): Effect[] {
-    return this.closed(id, null, now);
+    if (this.#link?.id !== id) return this.closed(id, null, now);
+    return [this.#down(new CodedError('OUTLIVE_PAIR_LEFT', 'network', 'the peer took its leave'), now)];
   }
 
   /** Something came on the link. */

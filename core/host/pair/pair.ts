@@ -62,6 +62,8 @@ export interface PairPlugins {
 
 /** How long the other gateway may take to hold all of what moves, and to take it. */
 const MOVE_MS = 5000;
+/** A connection that was moved gets the kernel's ordinary timers after so long. */
+const SETTLED_MS = 5000;
 /** How long an order of an operator may take. */
 const ORDER_MS = 15_000;
 /** Sessions that cannot be told of at once are waited for so long before a planned move. */
@@ -69,6 +71,7 @@ const SETTLE_MS = 2000;
 /** So many decisions are remembered for the status. */
 const REMEMBERED = 20;
 const POLL_MS = 20;
+const SS_MS = 2000;
 /** What the end of the link says of the peer; any other end: its host is there and its process is not. */
 const WHY: Readonly<Record<string, 'silent' | 'left'>> = { OUTLIVE_PAIR_SILENT: 'silent', OUTLIVE_PAIR_LEFT: 'left' };
 /** States of sessions that look for a server. */
@@ -211,6 +214,11 @@ export class Pair implements SessionPair {
         `no guard: connections end with the process that has them, and only a lease that is kept in time fences this host (${why})`,
       );
       return;
+    }
+    // What a process that was killed here had left, its kernel still tries to end, unheard; and who has the same ends cannot be restored.
+    for (const { address } of config.addresses) {
+      const state = ['state', 'fin-wait-1', 'state', 'closing', 'state', 'last-ack'];
+      await world.run(['ss', '-tK', ...state, 'src', address], {}, SS_MS).catch(() => {});
     }
     this.guard = await installGuard({
       name: config.name.replace(/\W/g, '_').slice(0, 40),
@@ -557,7 +565,7 @@ export class Pair implements SessionPair {
         if (shadow.standstill === null) {
           this.watched.set(wire, host);
           this.gaps.watch(wire, socket.image);
-        }
+        } else setTimeout(() => tcp.settle(tcp.fdOf(wire)), SETTLED_MS).unref();
       } catch (error) {
         lost++;
         this.log.warn(

@@ -70,8 +70,12 @@ export class Link {
   }
 
   send(message: Message): void {
+    this.sendFrame(encode(message));
+  }
+
+  /** @param frame of {@link encode} */
+  sendFrame(frame: Uint8Array): void {
     if (!this.open) return;
-    const frame = encode(message);
     this.#out.push(frame);
     this.#outSize += frame.length;
     if (this.#scheduled) return;
@@ -156,14 +160,12 @@ export class Link {
   }
 }
 
-/** What a message that waits counts for. */
-function cost(message: Message): number {
-  return 64 + (message.type === 'note' ? message.bytes.length : 0);
-}
+/** What a message that waits counts for, beside its bytes. */
+const QUEUED_OVERHEAD = 64;
 
 interface Queued {
-  readonly message: Message;
-  /** A duplicate that is the queue's, to go with the message; null for none. */
+  readonly frame: Uint8Array;
+  /** A duplicate that is the queue's, to go with the frame; null for none. */
   readonly descriptor: number | null;
 }
 
@@ -191,20 +193,22 @@ export class Way {
 
   /**
    * Sends a duplicate of a descriptor, then the message; behind what waits. The descriptor may be closed as soon as this returns.
-   * @throws OUTLIVE_KEEPER_CALL when it is no descriptor, or cannot be duplicated
+   * @throws OUTLIVE_KEEPER_CALL when it is no descriptor, or cannot be duplicated; RangeError when the message is too long
    */
   pass(descriptor: number, message: Message): void {
-    if (this.#queue.length === 0 && this.#underWay < WINDOW && this.send([descriptor])) this.#link.send(message);
-    else this.#enqueue(message, duplicate(descriptor));
+    // Made first: a message that cannot be sent must not leave its descriptor on the way.
+    const frame = encode(message);
+    if (this.#queue.length === 0 && this.#underWay < WINDOW && this.send([descriptor])) this.#link.sendFrame(frame);
+    else this.#enqueue(frame, duplicate(descriptor));
   }
 
   /** Sends a message behind those that wait for room. */
   follow(message: Message): void {
     if (this.#queue.length === 0) this.#link.send(message);
-    else this.#enqueue(message, null);
+    else this.#enqueue(encode(message), null);
   }
 
-  /** Bytes of notes that wait for room, and something for each message. */
+  /** Bytes of messages that wait for room, and something for each. */
   get backlog(): number {
     return this.#backlog;
   }
@@ -230,14 +234,14 @@ export class Way {
     if (count > this.#underWay) throw violation('more descriptors were taken than sent');
     this.#underWay -= count;
     while (this.#queue.length > 0) {
-      const { message, descriptor } = this.#queue[0];
+      const { frame, descriptor } = this.#queue[0];
       if (descriptor !== null) {
         if (this.#underWay >= WINDOW || !this.send([descriptor])) break;
         closeDescriptor(descriptor);
       }
       this.#queue.shift();
-      this.#backlog -= cost(message);
-      this.#link.send(message);
+      this.#backlog -= QUEUED_OVERHEAD + frame.length;
+      this.#link.sendFrame(frame);
     }
     for (const resolve of this.#room.splice(0)) resolve();
   }
@@ -268,9 +272,9 @@ export class Way {
     return descriptor < 0 ? null : descriptor;
   }
 
-  #enqueue(message: Message, descriptor: number | null): void {
-    this.#queue.push({ message, descriptor });
-    this.#backlog += cost(message);
+  #enqueue(frame: Uint8Array, descriptor: number | null): void {
+    this.#queue.push({ frame, descriptor });
+    this.#backlog += QUEUED_OVERHEAD + frame.length;
   }
 
   /** Closes it with everything that nobody took. */

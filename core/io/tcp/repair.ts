@@ -268,6 +268,9 @@ export function release({ fd, image }: RestoredTcp): void {
     const left = sendAll(fd, bytes, total - fresh);
     setOption(fd, IPPROTO_TCP, TCP_REPAIR_QUEUE, NO_QUEUE);
     detachFilter(fd);
+    // The address is here by now. A socket that may speak from any would go on doing so when the address is taken away.
+    if (image.identity.family === 6) setOption(fd, IPPROTO_IPV6, IPV6_TRANSPARENT, 0);
+    else setOption(fd, IPPROTO_IP, IP_TRANSPARENT, 0);
     leaveRepair(fd, REPAIR_OFF);
     sendAll(fd, left, fresh);
     // The size was given by force, which also ends the kernel's own choice.
