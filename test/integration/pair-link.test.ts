@@ -167,7 +167,7 @@ describe('a pair link', () => {
     await both.a.link.close();
     await until(() => both.b.downs.length === 1, 'b is told');
     expect(both.a.downs.map(({ code }) => code)).toEqual(['OUTLIVE_PAIR_DOWN']);
-    expect(both.b.downs.map(({ code }) => code)).toEqual(['OUTLIVE_PAIR_DOWN']);
+    expect(both.b.downs.map(({ code }) => code)).toEqual(['OUTLIVE_PAIR_LEFT']);
     await both.a.link.close();
   });
 

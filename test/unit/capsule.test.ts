@@ -655,6 +655,10 @@ const SCRIPTS: Readonly<Record<string, readonly Buffer[]>> = {
     all(x('select 1'), S, x('insert a'), S, x('select fail'), S, x('insert b returning'), S, x('select 2'), S),
   ],
   'a pipeline with one Sync': [all(x('begin'), x('insert a'), x('select 1'), x('commit'), S, Q('select 1'))],
+  'a transaction that goes on in one text': [
+    ...[Q('begin'), Q('select 1; insert a; commit'), Q('begin'), Q('insert b; select 1; rollback; insert c')],
+    ...[Q('begin'), all(x('insert d'), x('commit'), S), Q('select 1')],
+  ],
   'a pipelined transaction': [all(Q('begin'), Q('insert a'), x('insert b returning'), S, Q('commit'), Q('insert c'))],
   'Flush in a guard': [all(x('insert a'), H), all(x('insert b returning'), H), all(x('select 1'), S), Q('select 1')],
   'Flush in a guard that fails': [
@@ -750,6 +754,17 @@ const ARRANGED: Readonly<Record<string, (what: string) => Rig>> = {
     rig.say(Q('commit'));
     return rig;
   },
+  'no server for too long, and a COPY': (what) => {
+    const rig = new Rig(what);
+    rig.say(Q('begin'));
+    rig.say(all(x('copy t from stdin'), S));
+    rig.say(d('one\n'));
+    rig.lose();
+    rig.tell('unavailable', GONE);
+    rig.recovering = false;
+    for (const part of [d('two\n'), c, x('insert no'), S, Q('select 1'), Q('rollback'), Q('insert a')]) rig.say(part);
+    return rig;
+  },
   'what cannot go on, idle': (what) => {
     const rig = new Rig(what);
     rig.say(Q('select 1'));
@@ -836,7 +851,7 @@ const ARRANGED: Readonly<Record<string, (what: string) => Rig>> = {
       rig.say(Q('select 3'));
       rig.tell('seen');
     }
-    rig.say(Q('select 1 big'));
+    rig.say(Q('select 1 big; do x; select 1'));
     rig.tell('frontend', Q('select 3 big'));
     for (let i = 0; i < 14; i++) rig.hear(7000);
     rig.lose();
@@ -1022,7 +1037,8 @@ const STATEFUL: Readonly<Record<string, Make>> = {
     move(rig);
     play(rig, ['execute r', 'execute q', 'rollback', 'set own.thing to 1'].map(Q));
     play(rig, [Q('begin'), Q('set g to 1; set h to 2; set i to 3'), all(P('n', 'select 1'), P('o', 'select 2'), S)]);
-    play(rig, [all(x('set j to 1'), x('set k to 2'), S), all(x('select fail'), S), Q('rollback')]);
+    play(rig, [all(x('set j to 1'), x('set k to 2'), S), Q('commit')]);
+    play(rig, [Q('begin'), all(x('set l to 1'), x('select fail'), S), Q('rollback'), Q('set m to 1; select fail')]);
     move(rig);
     play(rig, ['deallocate q', 'execute q', 'begin', 'set e to 5', 'commit', 'reset all', 'set f to 6'].map(Q));
     move(rig);
@@ -1074,15 +1090,19 @@ const STATEFUL: Readonly<Record<string, Make>> = {
     return rig;
   },
   'what only the server can tell is not told': (what, cut) => {
-    let refused = 3;
+    let refused = 6;
     const rig = parrot(what, cut, (text) => (text.startsWith("SELECT 'advisory'") && refused-- > 0 ? NOT : HELD));
-    play(rig, ['set own.one to 1', "select set_config('own.two', '2', false)", 'select pg_advisory_lock(1)'].map(Q));
-    play(rig, ['select 1', 'select 2'].map(Q));
+    play(rig, ['set own.one to 1', "select set_config('own.two', '2', false)", 'select 1'].map(Q));
+    rig.tell('frontend', Q('select pg_advisory_lock(1)'));
+    rig.hear();
+    move(rig);
+    play(rig, ['select 1', 'select 2', 'select 3'].map(Q));
     return rig;
   },
   'prepared statements': (what, cut) => {
     const rig = parrot(what, cut);
     play(rig, [all(P('a', 'select 1'), S), all(P('b', 'insert b'), S), all(B('b'), E(), S), all(B('a'), E(), S)]);
+    play(rig, [all(P('f', 'select 1'), S, P('g', 'select 1'), S, P('h', 'select 1'), S)]);
     rig.tell('frontend', all(P('d', 'select 4'), S, P('e', 'select fail'), S));
     rig.hear(8);
     move(rig);
@@ -1148,7 +1168,6 @@ const STATEFUL: Readonly<Record<string, Make>> = {
     const rig = parrot(what, cut);
     rig.database.committed.add('9');
     rig.tell('frontend', Q('create function h() returns int'));
-    rig.hear();
     rig.hear();
     rig.lose();
     rig.settle();
@@ -1295,6 +1314,9 @@ const STATEFUL: Readonly<Record<string, Make>> = {
 
 const SCENARIOS: Readonly<Record<string, Make>> = { ...ARRANGED, ...STATEFUL };
 
+/** Byte by byte, but for what is long. */
+const crumbs: Cutter = (left) => (left > 10_000 ? 5000 : 1);
+
 /** A script of {@link SCRIPTS} in the way that chance has it. */
 function byChance(name: string, random: Randomness): Trace {
   const long = name === 'long rows';
@@ -1330,7 +1352,7 @@ describe.each(Object.entries(SCRIPTS))('%s', (name, steps) => {
 
   it('goes on elsewhere, and its server is lost', () => {
     const random = randomness();
-    for (let round = 0; round < 50; round++) check(byChance(name, random), random);
+    for (let round = 0; round < 25; round++) check(byChance(name, random), random);
   });
 });
 
@@ -1345,7 +1367,7 @@ it('goes on elsewhere, whatever its client says', () => {
 
 it.each(Object.entries(SCENARIOS))('%s', (name, make) => {
   const random = randomness();
-  for (const cut of [WHOLE, pieces(random, 20)]) {
+  for (const cut of [WHOLE, crumbs, pieces(random, 20)]) {
     const { trace } = make(name, cut);
     // Sessions that break say the same wherever they are.
     for (const { name, out } of trace.ops)
@@ -1455,14 +1477,16 @@ it('goes on differently when any part of a capsule is dropped on the way', () =>
   const random = randomness();
   const traces: Trace[] = Object.entries(SCENARIOS).flatMap(([name, make]) => [
     make(name, WHOLE).trace,
-    make(name, pieces(random, 20)).trace,
+    make(name, crumbs).trace,
   ]);
   for (const [name, steps] of Object.entries(SCRIPTS)) {
     if (name === 'long rows') continue;
     for (const prompt of [true, false]) traces.push(play(new Rig(name, {}, BYTES), steps, BYTES, prompt));
-    for (let round = 0; round < 10; round++) traces.push(byChance(name, random));
+    for (let round = 0; round < 5; round++) traces.push(byChance(name, random));
   }
-  const fresh = traces[0].ops[0].capsule!;
+  // Short ones first: most is missed soon.
+  traces.sort((a, b) => a.ops.length - b.ops.length);
+  const fresh = thawBytes(traces[0].ops[0].capsule!);
   const names = new Set<string>();
   for (const { ops } of traces) {
     for (const { capsule } of ops.filter((_, i) => i % 20 === 1)) {
@@ -1475,16 +1499,15 @@ it('goes on differently when any part of a capsule is dropped on the way', () =>
   }
   const missed = [...names].filter((path) => {
     if (path in EXEMPT) return false;
-    const t0 = performance.now();
     const [part, name] = path.split('.');
+    const [begun] = PARTS[part](fresh) as Part[];
+    const nothing = path in NOTHING ? NOTHING[path] : begun?.[name];
     const change: Change = (capsule) => {
-      for (const each of PARTS[part](capsule) as Part[]) {
-        const [begun] = PARTS[part](thawBytes(fresh)) as Part[];
-        each[name] = path in NOTHING ? structuredClone(NOTHING[path]) : begun?.[name];
-      }
+      // Each gets an object of its own, if it is one.
+      for (const each of PARTS[part](capsule) as Part[])
+        each[name] = typeof nothing === 'object' ? structuredClone(nothing) : nothing;
     };
-    const r= !traces.some((trace) => follow(trace, 0, () => true, change) !== null);
-    if (r || performance.now()-t0 > 1000) console.log(r, path, performance.now()-t0);return r;
+    return !traces.some((trace) => follow(trace, 0, () => true, change) !== null);
   });
   expect(missed, random.where).toEqual([]);
   expect(names.size).toBeGreaterThan(80);

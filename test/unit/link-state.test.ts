@@ -257,7 +257,7 @@ describe('two gateways', () => {
     net.pass(100);
     net.do(net.a, net.a.state.close(net.now));
     net.settle();
-    expect([net.a.downs[0].code, net.b.downs[0].code]).toEqual(['OUTLIVE_PAIR_DOWN', 'OUTLIVE_PAIR_DOWN']);
+    expect([net.a.downs[0].code, net.b.downs[0].code]).toEqual(['OUTLIVE_PAIR_DOWN', 'OUTLIVE_PAIR_LEFT']);
     expect(net.a.state.wakeAt).toBe(Number.POSITIVE_INFINITY);
     expect(net.b.state.wakeAt).toBeGreaterThan(net.now);
   });

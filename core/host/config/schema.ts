@@ -415,9 +415,11 @@ export function configSchema(context: SchemaContext) {
             .describe('An address that clients connect to.'),
           home: name().describe('The gateway that has it when nothing speaks against it.'),
           mover: z
-            .looseObject({ plugin: text().default('ip').describe(PLUGIN) })
-            .prefault({ plugin: 'none' })
-            .describe('Brings the address to this host: a plugin with its options (ip, command, none).'),
+            .looseObject({ plugin: text().default('address-ip').describe(PLUGIN) })
+            .prefault({ plugin: 'address-none' })
+            .describe(
+              'Brings the address to this host: a plugin with its options (address-ip, address-command, address-none).',
+            ),
         }),
       )
       .min(1, 'needs at least one address')

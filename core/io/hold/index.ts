@@ -35,12 +35,12 @@ export interface Held {
    */
   acknowledge(sequence: number): void;
   /**
-   * Whether the last segment that left had to say less than the kernel wanted, and less than may be said by now. If nothing else
-   * is about to leave, the peer learns of it only by `prod`, or when it sends something again.
+   * Bytes that may be acknowledged by now and that the last segment that left had to keep back; 0 if it kept nothing back. If
+   * nothing else is about to leave, the peer learns of them only by `prod`, or when it sends something again.
    */
-  readonly behind: boolean;
+  readonly behind: number;
   /**
-   * Makes the kernel send an acknowledgement at once if the peer is `behind`: three system calls. Not for a socket in repair mode,
+   * Makes the kernel send an acknowledgement at once if the peer is `behind` at all: three system calls. Not for a socket in repair mode,
    * which it would leave. Needs CAP_NET_ADMIN.
    * @param fd descriptor of the connection's socket
    * @returns whether one left
@@ -240,13 +240,13 @@ class HeldConnection implements Held {
     this.#words[this.#first + WATERMARK] = sequence;
   }
 
-  get behind(): boolean {
+  get behind(): number {
     const at = this.#first;
-    return this.#words[at + KEPT_BACK] === 1 && this.#words[at + TOLD] !== this.#words[at + WATERMARK];
+    return this.#words[at + KEPT_BACK] === 1 ? (this.#words[at + WATERMARK] - this.#words[at + TOLD]) >>> 0 : 0;
   }
 
   prod(fd: number): boolean {
-    if (!this.behind) return false;
+    if (this.behind === 0) return false;
     const at = this.#first + PROD;
     this.#words[at] = 1;
     // Leaving repair mode makes the kernel send a window probe (tcp(7) has nothing of it; net/ipv4/tcp.c, do_tcp_setsockopt),
