@@ -14,6 +14,8 @@ export class PairAddress {
   moving = false;
   /** It is on its way to here. */
   taking = false;
+  /** When it was offered to the other gateway in a move of which nobody knows what became; null otherwise. */
+  grantedAt: number | null = null;
   order: 'take' | 'give' | null = null;
   /** The load balance wants it at the peer. */
   balance = false;

@@ -305,6 +305,7 @@ export class Pair implements SessionPair {
       const theirs = this.peer.statistics.addresses[one.address];
       // What it serves under stays as it is: the greater one of the peer's will tell it to stop.
       if (theirs !== undefined && !one.serving) one.epoch = Math.max(one.epoch, theirs.epoch);
+      void this.settleGrant(one);
     }
     this.look();
   }
@@ -617,6 +618,8 @@ export class Pair implements SessionPair {
     one.moving = true;
     const { address } = one;
     const since = this.now();
+    /** The other gateway may have it from then on, whatever it answers. */
+    let granted = false;
     try {
       if (!one.serving) {
         await one.resign();
@@ -642,22 +645,66 @@ export class Pair implements SessionPair {
       await this.shipper.confirmed(position, MOVE_MS);
       await one.leave();
       await one.resign();
-      const answer = (await this.link.control({ kind: 'take', address, epoch: one.epoch }, MOVE_MS)) as {
-        took?: boolean;
-      };
-      if (answer.took !== true) throw new Error('the other gateway did not take it');
-      for (const host of standing) host.vanish(standStill, vanish);
+      granted = true;
+      const grant = { kind: 'take', address, epoch: one.epoch };
+      const { took, error } = (await this.link.control(grant, MOVE_MS)) as { took?: boolean; error?: string };
+      if (took !== true) {
+        granted = false;
+        throw new Error(`the other gateway did not take it${error === undefined ? '' : ` (${error})`}`);
+      }
+      this.moved(one);
       this.counts.planned++;
       const ms = Math.round(this.now() - since);
       this.log.info({ address, connections: standing.length, ms }, 'gave an address to the other gateway');
     } catch (error) {
       this.log.error({ address }, `a planned move failed: ${(error as Error).message}`);
-      for (const host of this.world.sessions()) if (host.address === address) host.goOnHere(goOn);
       one.order = null;
+      // Nobody may write while both could: what the other one has done it will tell over its next link.
+      if (granted) one.grantedAt = this.now();
+      else await this.unmoved(one);
     } finally {
-      one.moving = false;
+      if (one.grantedAt === null) one.moving = false;
       this.look();
     }
+  }
+
+  /** The other gateway has the address: its connections are no more here. */
+  private moved(one: PairAddress): void {
+    for (const host of this.world.sessions()) if (host.address === one.address) host.vanish(standStill, vanish);
+  }
+
+  /** The other gateway does not have the address: its connections go on here. */
+  private async unmoved(one: PairAddress): Promise<void> {
+    const { lease } = this.plugins;
+    if (!one.serving) {
+      if (lease !== null) one.lease = await lease.acquire(one.address, this.config.name).catch(() => null);
+      if (lease !== null && one.lease === null) {
+        // Somebody else has or gets it.
+        this.moved(one);
+        return;
+      }
+      one.epoch = one.lease === null ? one.epoch + 1 : Math.max(one.epoch, one.lease.epoch);
+      try {
+        await one.bring();
+      } catch (error) {
+        this.log.error({ address: one.address }, `an address could not be taken back: ${(error as Error).message}`);
+        this.moved(one);
+        return;
+      }
+      void one.mover.announce().catch(() => {});
+    }
+    for (const host of this.world.sessions()) if (host.address === one.address) host.goOnHere(goOn);
+  }
+
+  /** What became of a move during which the link broke: told by the first statistics over a newer link. */
+  private async settleGrant(one: PairAddress): Promise<void> {
+    const { linkState } = this;
+    if (one.grantedAt === null || linkState.state !== 'up' || linkState.since <= one.grantedAt) return;
+    one.grantedAt = null;
+    if (this.peerServes(one.address)) this.moved(one);
+    else await this.unmoved(one);
+    one.moving = false;
+    this.look();
   }
 
   /** Waits a while until the other gateway follows all sessions on an address. */
@@ -690,6 +737,8 @@ export class Pair implements SessionPair {
     if (one === undefined) return { error: 'unknown address' };
     switch (message.kind) {
       case 'take': {
+        // Of a link that is no more: the other one has gone on meanwhile.
+        if (this.linkState.state !== 'up') return { took: false };
         one.epoch = Math.max(one.epoch, message.epoch ?? 0);
         if (this.plugins.lease !== null && one.lease === null) await this.ask(one);
         if (this.plugins.lease !== null && one.lease === null) return { took: false };
