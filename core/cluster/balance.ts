@@ -32,7 +32,7 @@ export interface BalanceConfig {
   /** A member whose CPU is beyond this gets nothing, 0..1. Default 0.8. */
   readonly receiverCpu: number;
   /** A member whose event loop is late by more than this gets nothing, in ms. Default 100. */
-  readonly receiverDelayMs: number;
+  readonly receiverDelay: number;
   /** A move must take away at least this part of the imbalance, 0..1. Default 0.02 (addresses), 0 (sessions). */
   readonly minGain: number;
   /** So many sessions are added to each member's before they are compared: 3 against 1 is no imbalance. Default 10. */
@@ -50,7 +50,7 @@ export const ADDRESS_BALANCE: BalanceConfig = {
   rest: 300_000,
   noReturn: 900_000,
   receiverCpu: 0.8,
-  receiverDelayMs: 100,
+  receiverDelay: 100,
   minGain: 0.02,
   slack: 10,
 };
@@ -336,7 +336,7 @@ function findImbalance(
 ): { factor: Factor; from: Carried; to: Carried } | Verdict {
   const receivers = carried.filter(
     ({ member, cpu, delay }) =>
-      member.available && (cpu ?? 0) <= config.receiverCpu && (delay ?? 0) <= config.receiverDelayMs,
+      member.available && (cpu ?? 0) <= config.receiverCpu && (delay ?? 0) <= config.receiverDelay,
   );
   let verdict: Verdict = 'balanced';
   for (const factor of FACTORS) {

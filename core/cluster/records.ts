@@ -39,6 +39,8 @@ export interface Opening {
   readonly cancelKey: string;
   /** What a survivor's kernel must know of the connection; null when it cannot be moved. */
   readonly tcp: unknown;
+  /** What is to be added to the counts of this host's kernel for those of {@link Snapshot}; null where nobody holds the connection. */
+  readonly kept: { readonly received: number; readonly written: number } | null;
 }
 
 /** A connection that stands still. */
@@ -66,6 +68,8 @@ export interface Snapshot {
   readonly received: number;
   /** Bytes that the client was or will be told so far. */
   readonly said: number;
+  /** The last of these bytes, which its kernel was not given yet. */
+  readonly unsaid: readonly Uint8Array[];
   readonly origin: PlainOrigin | null;
 }
 

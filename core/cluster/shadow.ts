@@ -69,6 +69,19 @@ export class Shadow {
     return this.standstill === null ? undefined : this.standstill.unsent + this.said - this.standstill.said;
   }
 
+  /** What the client was or will be told from a position on; null when that is not known. */
+  saidFrom(position: number): Uint8Array[] | null {
+    const known = Math.max(this.from, this.acknowledged);
+    if (this.session === null || this.closing || position < known || position > this.said) return null;
+    let skip = position - known;
+    const bytes: Uint8Array[] = [];
+    for (const piece of this.tail) {
+      if (skip < piece.length) bytes.push(piece.subarray(skip));
+      skip = Math.max(0, skip - piece.length);
+    }
+    return bytes;
+  }
+
   /** Bytes that are kept of what was said. */
   get tailBytes(): number {
     return this.said - Math.max(this.from, this.acknowledged);
@@ -118,7 +131,7 @@ export class Shadow {
 
   private thaw(snapshot: Snapshot): void {
     const { codec, options, limits, shared } = this.world;
-    const { capsule, received, said, origin } = snapshot;
+    const { capsule, received, said, unsaid, origin } = snapshot;
     const context = { greeting: this.opening.greeting, shared, options };
     const before = this.session === null ? null : this.said;
     const { session, codec: own } = Session.thaw(capsule, codec, context, limits, this.io, NO_STATS);
@@ -129,8 +142,8 @@ export class Shadow {
     this.said = said;
     // What was said before is known only when this shadow followed it.
     if (before !== said) {
-      this.from = said;
-      this.tail = [];
+      this.from = said - unsaid.reduce((sum, { length }) => sum + length, 0);
+      this.tail = [...unsaid];
     }
   }
 

@@ -1,7 +1,10 @@
 #!/usr/bin/env node
+import { fileURLToPath } from 'node:url';
 import { type Io, main, type Parts } from './cli.js';
 
 const io: Io = {
+  self: [process.execPath, fileURLToPath(import.meta.url)],
+  end: () => process.exit(0),
   out: (text) => void process.stdout.write(text),
   err: (text) => void process.stderr.write(text),
   env: process.env,
@@ -20,6 +23,10 @@ const io: Io = {
     }),
 };
 
-const parts: Parts = { gateway: () => import('./gateway.js'), demo: () => import('./demo/index.js') };
+const parts: Parts = {
+  gateway: () => import('./gateway.js'),
+  demo: () => import('./demo/index.js'),
+  keeper: () => import('./keeper.js'),
+};
 
 process.exitCode = await main(process.argv.slice(2), io, parts);

@@ -15,19 +15,38 @@ export interface RunningGateway {
 
 /** The parts that commands load only when they need them. */
 export interface Parts {
-  gateway(): Promise<{ startGateway(config: Config, options: { log: Log }): Promise<RunningGateway> }>;
+  gateway(): Promise<{
+    startGateway(
+      config: Config,
+      options: { log: Log; keeper?: string; onRetired?: () => void },
+    ): Promise<RunningGateway>;
+  }>;
+  keeper(): Promise<{
+    runKeeper(options: { socketPath: string; command: readonly string[]; log: Log }): Promise<number>;
+    requestUpgrade(path: string): Promise<void>;
+  }>;
   demo(): Promise<{ runDemo(options: DemoOptions): Promise<boolean> }>;
 }
 
 /** Options of the demo. */
 export interface DemoOptions {
-  /** Failovers to go through. */
+  /** Failovers to go through; with `pair`, how often all four faults come. */
   readonly rounds: number;
   readonly clients: number;
+  /** Two gateways, of which hosts and processes are lost as well. */
+  readonly pair: boolean;
   /** One JSON object at the end instead of a story. */
   readonly json: boolean;
   /** Writes a text to the standard output. */
   readonly out: (text: string) => void;
+}
+
+/** The demo's options as they are written. */
+interface DemoFlags {
+  readonly rounds?: number;
+  readonly clients: number;
+  readonly pair?: boolean;
+  readonly json?: boolean;
 }
 
 /** The outside of the command line. */
@@ -39,6 +58,10 @@ export interface Io {
   readonly columns: number;
   /** Resolves with the name of the signal when the process is told to stop. */
   stopped(): Promise<string>;
+  /** Program and arguments that start this program. */
+  readonly self: readonly string[];
+  /** Ends the process at once, with success. */
+  end(): void;
 }
 
 /** How long a running gateway may take to do what it was told. */
@@ -79,6 +102,28 @@ export async function main(argv: readonly string[], io: Io, parts: Parts): Promi
     });
 
   program
+    .command('keeper')
+    .description('run the gateway under a keeper of its sockets: clients stay when it crashes or is upgraded')
+    .requiredOption('-c, --config <file>', 'the configuration (YAML)')
+    .action(async ({ config }: { config: string }) => {
+      const { keeper, log } = await loadConfig(config, io.env);
+      const { runKeeper } = await parts.keeper();
+      const command = [...io.self, 'run', '--config', config];
+      code = await runKeeper({ socketPath: keeper.socket, command, log: createLog(log) });
+    });
+
+  program
+    .command('upgrade')
+    .description('replace the engine under a keeper by one of the program as it is installed now')
+    .requiredOption('-c, --config <file>', 'the configuration (YAML) that it runs with')
+    .action(async ({ config }: { config: string }) => {
+      const { keeper } = await loadConfig(config, io.env);
+      const { requestUpgrade } = await parts.keeper();
+      await requestUpgrade(keeper.socket);
+      io.out('the new engine serves\n');
+    });
+
+  program
     .command('status')
     .description('say how a running gateway and its pair are')
     .requiredOption('-c, --config <file>', 'the configuration (YAML) that it runs with')
@@ -108,12 +153,14 @@ export async function main(argv: readonly string[], io: Io, parts: Parts): Promi
   program
     .command('demo')
     .description('kill a real PostgreSQL under load, again and again, and count what the clients noticed')
-    .option('--rounds <n>', 'failovers', positive, 3)
+    .option('--pair', 'two gateways, of which hosts and processes are lost as well (as root)')
+    .option('--rounds <n>', 'failovers (default: 3; with --pair, how often all faults come, default: 1)', positive)
     .option('--clients <n>', 'clients', positive, 32)
     .option('--json', 'as JSON')
-    .action(async ({ rounds, clients, json = false }: { rounds: number; clients: number; json?: boolean }) => {
+    .action(async ({ rounds, clients, pair = false, json = false }: DemoFlags) => {
       const { runDemo } = await parts.demo();
-      if (!(await runDemo({ rounds, clients, json, out: io.out }))) code = EXIT.failed;
+      const options = { rounds: rounds ?? (pair ? 1 : 3), clients, pair, json, out: io.out };
+      if (!(await runDemo(options))) code = EXIT.failed;
     });
 
   try {
@@ -131,9 +178,19 @@ async function run(config: Config, io: Io, parts: Parts): Promise<void> {
   // Asked for first: a signal during the start must not be lost.
   const stopped = io.stopped();
   const { startGateway } = await parts.gateway();
-  const gateway = await startGateway(config, { log });
+  let leave = (_: null): void => {};
+  const left = new Promise<null>((resolve) => {
+    leave = resolve;
+  });
+  const gateway = await startGateway(config, { log, keeper: io.env.OUTLIVE_KEEPER, onRetired: () => leave(null) });
   for (const { name, port } of gateway.listeners) log.info({ listener: name, port }, 'listening');
-  const signal = await stopped;
+  const signal = await Promise.race([stopped, left]);
+  if (signal === null) {
+    // What is still open belongs to the next engine: nothing is to be closed in order.
+    log.info({}, 'replaced');
+    io.end();
+    return;
+  }
   log.info({ signal }, 'stopping');
   await gateway.stop();
   log.info({}, 'stopped');

@@ -1,3 +1,5 @@
+import { randomBytes } from 'node:crypto';
+import type { Opening } from '../cluster/records.js';
 import type { Shadow, ShadowWorld } from '../cluster/shadow.js';
 import type { BackendReach } from '../cluster/statistics.js';
 import type {
@@ -10,8 +12,9 @@ import type {
   PluginContext,
 } from '../contract/index.js';
 import { CodedError } from '../contract/index.js';
-import { type Listener, listen, runCommand, type ServerTls, serverTls, type Wire } from '../io/index.js';
+import { type AcceptOptions, type Listener, listen, listenOn, runCommand, type ServerTls, serverTls, type Wire } from '../io/index.js';
 import { announce } from '../io/tcp/index.js';
+import { abandon } from '../io/tcp/standstill.js';
 import { type Admin, type Order, startAdmin } from './admin.js';
 import { VERSION } from './check.js';
 import { Cluster, type ClusterEvent } from './cluster/index.js';
@@ -24,7 +27,9 @@ import {
   type PluginUse,
 } from './config/index.js';
 import { createMetrics, Stats } from './metrics.js';
+import { Keeping, type KeptSession } from './pair/keeping.js';
 import { Pair, type PairWorld } from './pair/pair.js';
+import { goOnWithKept, Solo } from './pair/solo.js';
 import { codecsOf, type Extensions, loadExtensions, startPlugin } from './registry.js';
 import { Reservations } from './reservations.js';
 import { SessionHost } from './session-host.js';
@@ -40,6 +45,15 @@ export interface Gateway {
   stop(): Promise<void>;
 }
 
+/** What a gateway is started with besides its configuration. */
+export interface GatewayOptions {
+  readonly log: Log;
+  /** Path of the keeper's socket; without one a crash costs the connections. */
+  readonly keeper?: string;
+  /** Another engine on this host has taken over: the process should end. */
+  readonly onRetired?: () => void;
+}
+
 /** How long sessions may take to leave when the gateway stops. */
 const STOP_MS = 1000;
 
@@ -48,8 +62,9 @@ const STOP_MS = 1000;
  *
  * Rejects with a CodedError that says what is wrong with the configuration, a plugin or an address; nothing is left running then.
  */
-export async function startGateway(config: Config, { log }: { readonly log: Log }): Promise<Gateway> {
-  const gateway = new RunningGateway(config, log);
+export async function startGateway(config: Config, options: GatewayOptions): Promise<Gateway> {
+  const { log, keeper, onRetired = () => {} } = options;
+  const gateway = new RunningGateway(config, log, keeper, onRetired);
   try {
     await gateway.start();
   } catch (error) {
@@ -69,19 +84,29 @@ class RunningGateway implements Gateway {
   private readonly reservations = new Map<string, Reservations>();
   private readonly doors: Door[] = [];
   private pair: Pair | null = null;
+  private solo: Solo | null = null;
+  private keeping: Keeping | null = null;
   private adminServer: Admin | null = null;
   private readonly since = Date.now();
 
   constructor(
     private readonly config: Config,
     private readonly log: Log,
+    private readonly keeper: string | undefined,
+    private readonly onRetired: () => void,
   ) {}
 
   async start(): Promise<void> {
     const extensions = await loadExtensions(this.config);
     for (const cluster of this.config.clusters) await this.startCluster(cluster, extensions);
+    if (this.keeper !== undefined) {
+      const prefix = randomBytes(8).toString('hex');
+      this.keeping = await Keeping.connect(this.keeper, prefix, this.log, () => this.retire());
+    }
     if (this.config.pair !== null) this.pair = await this.makePair(this.config.pair, extensions);
+    else if (this.keeping !== null) this.solo = new Solo(this.keeping);
     for (const listener of this.config.listeners) await this.startListener(listener, extensions);
+    if (this.solo !== null) this.goOnAlone(this.keeping!);
     await this.pair?.start();
     if (this.config.admin !== null) {
       const metrics = createMetrics(this.stats);
@@ -177,7 +202,8 @@ class RunningGateway implements Gateway {
       tls,
       silence,
       reservations,
-      this.pair,
+      this.pair ?? this.solo,
+      this.keeping,
       this.log,
       this.stats,
     );
@@ -199,16 +225,37 @@ class RunningGateway implements Gateway {
     };
     const world: PairWorld = {
       sessions: () => this.doors.flatMap((door) => door.sessions),
-      shadowWorld: (opening, shared) =>
-        this.doors.find((door) => door.config.name === opening.listener)?.shadowWorld(shared) ?? null,
-      adopt: (shadow, wire) =>
-        this.doors.find((door) => door.config.name === shadow.opening.listener)!.adopt(shadow, wire),
+      shadowWorld: (opening, shared) => this.doorOf(opening)?.shadowWorld(shared) ?? null,
+      adopt: (shadow, wire) => this.doorOf(shadow.opening)!.adopt(shadow, wire),
       ports: () => this.doors.map(({ port }) => port),
       run: (command, env, timeoutMs) => this.outside().run(command, env, timeoutMs),
       backends: () => this.backends(),
       stats: this.stats,
     };
-    return new Pair(config, plugins, world, VERSION, this.log, now);
+    return new Pair(config, plugins, world, this.keeping, VERSION, this.log, now);
+  }
+
+  /** Goes on with the sessions of the engine before. */
+  private goOnAlone(keeping: Keeping): void {
+    const world = (opening: Opening, shared: () => unknown) => this.doorOf(opening)?.shadowWorld(shared) ?? null;
+    const sessions = keeping.sessions(world, now);
+    const adopt = ({ shadow }: KeptSession, wire: Wire) => this.doorOf(shadow.opening)!.adopt(shadow, wire);
+    const { kept, lost } = goOnWithKept(keeping, sessions, adopt, this.log);
+    if (sessions.length > 0) this.log.info({ kept, lost }, 'going on with the connections of the engine before');
+  }
+
+  private doorOf({ listener }: Opening): Door | undefined {
+    return this.doors.find((door) => door.config.name === listener);
+  }
+
+  /** Leaves everything to another engine on this host; the process is to end then. */
+  private async retire(): Promise<void> {
+    this.log.info({}, 'another engine takes over');
+    await Promise.all(this.doors.map((door) => door.leave()));
+    if (this.pair !== null) await this.pair.retire();
+    else for (const host of this.doors.flatMap((door) => door.sessions)) host.retire(abandon);
+    await this.keeping!.settled();
+    this.onRetired();
   }
 
   /** How the servers are found, by `cluster/server`. */
@@ -290,6 +337,7 @@ class RunningGateway implements Gateway {
 
   async stop(): Promise<void> {
     await this.pair?.stop();
+    this.solo?.stop();
     this.stopping.abort();
     await Promise.all(this.doors.map((door) => door.close()));
     await Promise.all([...this.clusters.values()].map((cluster) => cluster.stop()));
@@ -316,7 +364,8 @@ class Door {
     private readonly tls: ServerTls | null,
     private readonly silence: number | null,
     private readonly reservations: Reservations,
-    private readonly pair: Pair | null,
+    private readonly pair: Pair | Solo | null,
+    private readonly keeping: Keeping | null,
     private readonly log: Log,
     private readonly stats: Stats,
   ) {}
@@ -329,14 +378,18 @@ class Door {
         for (const host of this.hosts) void host.checkLink(silence);
       }, silence / 8);
     }
-    this.listener = await listen({
-      host: address.host,
-      port: address.port,
+    const options: AcceptOptions = {
       highWater: limits.backlog,
       onWire: (wire) => this.accept(wire),
       onError: (error) =>
         this.log.warn({ listener: this.config.name }, `a connection could not be accepted: ${error.message}`),
-    });
+    };
+    const kept = this.keeping?.listener(this.config.name) ?? null;
+    this.listener =
+      kept === null
+        ? await listen({ ...options, host: address.host, port: address.port })
+        : await listenOn(kept, options);
+    this.keeping?.keepListener(this.config.name, this.listener.fd);
     this.port = this.listener.port;
   }
 
@@ -394,6 +447,12 @@ class Door {
   shadowWorld(shared: () => unknown): ShadowWorld {
     const { codec, config } = this;
     return { codec, cluster: config.cluster, options: config.options, limits: config.limits, shared };
+  }
+
+  /** Takes no clients in any more; another engine on this host does. */
+  async leave(): Promise<void> {
+    clearInterval(this.linkChecks);
+    await this.listener?.close();
   }
 
   /** Goes on with a session of the other gateway's. */

@@ -8,6 +8,8 @@ import {
   startProcess,
 } from '../io/keeper/index.js';
 
+export { requestUpgrade } from '../io/keeper/index.js';
+
 /** The environment variable that tells an engine the path of its keeper's socket. */
 export const KEEPER_VARIABLE = 'OUTLIVE_KEEPER';
 

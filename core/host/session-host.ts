@@ -55,6 +55,12 @@ export interface SessionPair {
   identify(wire: Wire): unknown;
   /** Bytes that the kernel was given and the client has not acknowledged. */
   unacknowledged(wire: Wire): number;
+  /** The descriptor of a connection; -1 when it is not one that can be gone on with. */
+  descriptor(wire: Wire): number;
+  /** What tells the keeper's counts from those of the wire; null without a keeper. */
+  kept(wire: Wire): Opening['kept'];
+  /** Does the client of a session with this durability wait until what follows from its words is safe? */
+  holds(durability: 'local' | 'pair'): boolean;
 }
 
 /** Time that restoring a session's state may take on a server that answers. */
@@ -292,8 +298,10 @@ export class SessionHost implements SessionIo {
     this.replica = pair.replicate({
       cluster: listener.cluster,
       database,
-      durable: listener.durability === 'pair',
+      durable: pair.holds(listener.durability),
       outstanding: () => wire.backlog + (wire.open ? pair.unacknowledged(wire) : 0),
+      queued: () => wire.backlog,
+      descriptor: () => pair.descriptor(wire),
       opening: () => this.opening(pair),
       snapshot: () => this.snapshot(),
       get written() {
@@ -312,17 +320,19 @@ export class SessionHost implements SessionIo {
   private opening(pair: SessionPair): Opening | null {
     const { wire, cancelKey } = this;
     const tcp = pair.identify(wire);
-    if (tcp === null) return null;
+    const kept = pair.kept(wire);
+    if (tcp === null && kept === null) return null;
     return {
       listener: this.env.listener.name,
       address: this.address,
       greeting: this.greeting!,
       cancelKey,
       tcp,
+      kept,
     };
   }
 
-  private snapshot(): Omit<Snapshot, 'said'> | null {
+  private snapshot(): Omit<Snapshot, 'said' | 'unsaid'> | null {
     const { origin, session } = this;
     const capsule = session!.capsule();
     if (capsule === null) return null;
@@ -345,6 +355,11 @@ export class SessionHost implements SessionIo {
 
   /** The connection while it stands still. */
   private standing: FrozenTcp | null = null;
+
+  /** Grows with what this session has to do: the chunks that came from both sides. */
+  get work(): number {
+    return this.chunks;
+  }
 
   /** True when the peer could go on with this session, or there is nothing to go on with. */
   get movable(): boolean {
@@ -408,6 +423,29 @@ export class SessionHost implements SessionIo {
     wire.onClose = ignore;
     vanish(wire, this.standing);
     this.standing = null;
+    this.end();
+  }
+
+  /**
+   * Another engine on this host goes on with the connection, of which the keeper has a duplicate.
+   * @param abandon lets go of the wire without a word
+   */
+  retire(abandon: (wire: Wire) => void): void {
+    const { replica, wire } = this;
+    if (replica?.followed !== true || !wire.open) {
+      this.fatal({
+        code: 'OUTLIVE_NOT_MOVABLE',
+        kind: 'unavailable',
+        message:
+          'the gateway is being upgraded, and this connection cannot be kept (TLS, replication, or it is about to log in)',
+        hint: 'Connect again.',
+      });
+      return;
+    }
+    replica.leave();
+    this.replica = null;
+    wire.onClose = ignore;
+    abandon(wire);
     this.end();
   }
 

@@ -1,9 +1,9 @@
 import { expect, it } from 'vitest';
 import { now } from '../../core/host/demo/workload.js';
-import { PORT } from '../kit/gateway-pair.js';
+import { notInTurn, outlive, Program, served, startTakeover } from '../kit/gateway-pair.js';
 import { describeLab, usePairLab } from '../kit/pair-lab.js';
 import { eventually } from '../kit/servers.js';
-import { notInTurn, outlive, Program, served, startTakeover } from '../kit/takeover.js';
+import { PORT } from '../kit/takeover.js';
 
 /** K3: planned moves under full load. */
 const MOVES = Number(process.env.MOVES ?? 20);

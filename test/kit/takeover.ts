@@ -1,88 +1,172 @@
-import { once } from 'node:events';
-import { writeFileSync } from 'node:fs';
-import { join } from 'node:path';
-import { createInterface } from 'node:readline';
-import { onTestFailed } from 'vitest';
+import { type GatewayProcess, type LogEvent, startGatewayIn } from '../../core/host/demo/lab/gateway.js';
 import type { Host } from '../../core/host/demo/lab/lab.js';
-import { ownersOf, type Recording } from '../../core/host/demo/lab/runs.js';
-import { type GatewayPair, type GatewayPairOptions, startGateways } from './gateway-pair.js';
+import { configInFront } from '../../core/host/demo/lab/servers.js';
+import { type Etcd, startEtcd } from './etcd.js';
 import type { PairLab } from './pair-lab.js';
 import { eventually } from './servers.js';
 
-export type Name = 'a' | 'b';
+/** Port of the listener. */
+export const PORT = 6432;
+const LINK = 7400;
+const SECRET = '0123456789abcdef0123456789abcdef';
 
-/** Waits until a gateway serves the address, and the other one follows all its sessions. */
-export async function served(gateways: GatewayPair, by: Name, timeoutMs = 30_000): Promise<void> {
-  let seen: unknown;
-  await eventually(
-    async () => {
-      const { addresses, link, replicas, peer } = (await gateways[by].status()).pair;
-      seen = { addresses, link, replicas };
-      return link === 'up' && peer !== null && addresses[0].owner === by && replicas.followed === replicas.sessions;
-    },
-    { timeoutMs, intervalMs: 50, message: `${by} serves the address and is followed` },
-  ).catch((error: Error) => {
-    throw new Error(`${error.message}: ${JSON.stringify(seen)}`);
-  });
+/** What differs between tests. */
+export interface GatewayPairOptions {
+  /** Room for so many clients. Default 120. */
+  readonly clients?: number;
+  /** What makes sure that a silent gateway writes no more: a lease in an etcd on a host of its own, or a command that says so. */
+  readonly proof: 'etcd' | 'command';
+  /** Clients, gateways and the floating address speak IPv6. */
+  readonly six?: boolean;
+  /** Added to the listener, to the cluster, and to the pair. */
+  readonly listener?: object;
+  readonly cluster?: object;
+  readonly pair?: object;
 }
 
-/** Starts a pair that the command line can be used with; when the test fails, the last lines of both logs are shown. */
-export async function startTakeover(place: PairLab, options: GatewayPairOptions): Promise<GatewayPair> {
-  const file = join(place.lab.dir, 'pair.secret');
-  writeFileSync(file, 'the secret that both gateways know', { mode: 0o600 });
-  const gateways = await startGateways(place, { ...options, pair: { secret: { file }, ...options.pair } });
-  onTestFailed(() => {
-    for (const name of ['a', 'b'] as const) {
-      process.stderr.write(`${name}:\n${gateways[name].tail.slice(-60).join('\n')}\n`);
+/** Two gateways on the hosts `a` and `b`, in front of the lab's PostgreSQL pair; `a` has the address at first. */
+export class GatewayPair {
+  a!: GatewayProcess;
+  b!: GatewayProcess;
+  #etcd: Etcd | null = null;
+  readonly #place: PairLab;
+  readonly #options: GatewayPairOptions;
+
+  /** Use {@link startGateways}. */
+  constructor(place: PairLab, options: GatewayPairOptions) {
+    this.#place = place;
+    this.#options = options;
+  }
+
+  /** The address that moves. */
+  get address(): string {
+    const { address, address6 } = this.#place.lab.floating();
+    return this.#options.six ? address6 : address;
+  }
+
+  host(name: 'a' | 'b'): Host {
+    return this.#place.lab.host(name);
+  }
+
+  /** Called by {@link startGateways}. */
+  async begin(): Promise<void> {
+    const { lab } = this.#place;
+    if (this.#options.proof === 'etcd') {
+      const host = lab.host('etcd');
+      this.#etcd = await startEtcd({ netns: host.netns, host: host.address });
+      this.#place.atEnd(() => this.#etcd?.stop());
     }
-  });
-  await served(gateways, 'a');
+    await Promise.all([this.start('a'), this.start('b')]);
+    // What was sent before the address was here would be answered by nobody.
+    await eventually(
+      async () => {
+        const [{ pair }, { pair: other }] = await Promise.all([this.a.status(), this.b.status()]);
+        return pair.addresses[0].owner === 'a' && pair.link === 'up' && other.link === 'up';
+      },
+      { timeoutMs: 20_000, intervalMs: 50, message: 'the address is served' },
+    );
+  }
+
+  /** Starts a gateway, also one that was there before. */
+  async start(name: 'a' | 'b'): Promise<GatewayProcess> {
+    const onEvent = (event: LogEvent) => {
+      if (process.env.LOG) process.stderr.write(`${name} ${JSON.stringify(event)}\n`);
+    };
+    const started = await startGatewayIn(this.host(name), this.config(name), { env: { PAIRKEY: SECRET }, onEvent });
+    this.#place.atEnd(() => started.kill());
+    if (name === 'a') this.a = started;
+    else this.b = started;
+    return started;
+  }
+
+  /** The configuration of a gateway. */
+  config(name: 'a' | 'b'): object {
+    const { clients = 120, six = false, listener, cluster, pair } = this.#options;
+    const other = name === 'a' ? 'b' : 'a';
+    const at = (host: Host) => (six ? `[${host.address6}]:${LINK}` : `${host.address}:${LINK}`);
+    const front = configInFront(this.#place.pair, six ? `[::]:${PORT}` : `0.0.0.0:${PORT}`, clients);
+    const host = this.host(name);
+    return {
+      listeners: front.listeners.map((one) => ({ ...one, ...listener })),
+      clusters: front.clusters.map((one) => ({ ...one, ...cluster })),
+      pair: {
+        name,
+        listen: at(host),
+        peer: { name: other, address: at(this.host(other)) },
+        secret: { env: 'PAIRKEY' },
+        ...(this.#etcd === null
+          ? { fence: { plugin: 'command', command: ['true'] } }
+          : { lease: { plugin: 'etcd', endpoints: this.#etcd.endpoints, ttl: 3000, prefix: '/outlive/test/' } }),
+        addresses: [{ address: this.address, home: 'a', mover: { plugin: 'address-ip', interface: host.interface } }],
+        ...pair,
+      },
+    };
+  }
+
+  /** Waits until the gateway that serves has so many sessions, and the other one could go on with every one of them. */
+  async followed(owner: 'a' | 'b', sessions: number, timeoutMs = 20_000): Promise<void> {
+    const other = owner === 'a' ? 'b' : 'a';
+    let seen: unknown;
+    await eventually(
+      async () => {
+        const [mine, theirs] = await Promise.all([this[owner].status(), this[other].status()]);
+        const { replicas } = mine.pair;
+        const { shadows } = theirs.pair;
+        seen = { replicas, shadows };
+        return (
+          replicas.sessions === sessions &&
+          replicas.followed === sessions &&
+          shadows.total === sessions &&
+          shadows.adoptable === sessions
+        );
+      },
+      { timeoutMs, intervalMs: 50, message: `${sessions} sessions are followed` },
+    ).catch((error: Error) => {
+      throw new Error(`${error.message}: ${JSON.stringify(seen)}`);
+    });
+  }
+
+  /** Waits until a gateway has taken the address over, and tells what its log says of that. */
+  async took(name: 'a' | 'b', timeoutMs = 30_000): Promise<{ connections: number; lost: number; ms: number }> {
+    const serving = ({ msg, address }: LogEvent) => msg === 'serving an address' && address === this.address;
+    return (await this[name].event(serving, timeoutMs)) as unknown as { connections: number; lost: number; ms: number };
+  }
+
+  /** Says what a gateway counted of connections. */
+  async counts(name: 'a' | 'b'): Promise<{ kept: number; reset: number; lastTakeoverMs: number }> {
+    return (await this[name].status()).pair.counts;
+  }
+}
+
+/** Starts a pair of gateways; they end with the test. */
+export async function startGateways(place: PairLab, options: GatewayPairOptions): Promise<GatewayPair> {
+  const gateways = new GatewayPair(place, options);
+  await gateways.begin();
   return gateways;
 }
 
-/** Runs `outlive` with an order on a gateway's host. @returns what it printed; rejects when it fails */
-export async function outlive(place: PairLab, gateways: GatewayPair, name: Name, ...order: string[]): Promise<string> {
-  const args = [place.lab.path('core/host/bin.js'), ...order, '--config', gateways[name].file];
-  return (await gateways.host(name).run(process.execPath, args)).stdout;
-}
-
-/** A program on a host that prints lines of JSON. */
-export class Program {
-  /** What it printed last. */
-  // biome-ignore lint/suspicious/noExplicitAny: whatever the program of the test prints
-  last: any = null;
-  readonly #child: ReturnType<Host['spawn']>;
-  readonly #closed: Promise<unknown>;
-
-  /** @param text of an ES module, run in the directory of this package */
-  constructor(place: PairLab, host: Host, text: string, args: readonly string[]) {
-    this.#child = host.spawn(process.execPath, ['--input-type=module', '-e', text, ...args], {
-      stdio: ['pipe', 'pipe', 'inherit'],
-    });
-    this.#child.stdin!.on('error', () => {});
-    this.#closed = once(this.#child, 'close');
-    place.atEnd(() => this.#child.kill('SIGKILL'));
-    createInterface({ input: this.#child.stdout! }).on('line', (line) => {
-      this.last = JSON.parse(line);
-    });
-  }
-
-  /** Ends its input, which tells it to end. @returns what it printed last */
-  // biome-ignore lint/suspicious/noExplicitAny: see `last`
-  async finish(): Promise<any> {
-    this.#child.stdin!.end();
-    await this.#closed;
-    return this.last;
-  }
-}
-
 /**
- * Null when nobody spoke for the address but these owners one after the other: no packet of one of them was delivered after the first one of
- * the next. Else what was seen.
+ * Makes the ledger's table tell who wrote into it: `writers` gets the host and the server process, and whether an earlier transaction of the
+ * same client was over by then. That one is held by an advisory lock that ends with its transaction.
  */
-export function notInTurn(recording: Recording, address: string, owners: readonly string[]): string | null {
-  if (recording.missed > 0) return `${recording.missed} packets were not seen`;
-  const seen = ownersOf(recording.delivered, address);
-  if (seen.join() === owners.join()) return null;
-  return `${seen.join()}: ${JSON.stringify(recording.delivered.filter(({ source }) => source === address))}`;
+export async function watchWriters(query: (sql: string) => Promise<unknown>): Promise<void> {
+  await query(`
+    DROP TABLE IF EXISTS writers;
+    CREATE TABLE writers (reference text, host text, pid int, alone boolean);
+    CREATE OR REPLACE FUNCTION note_writer() RETURNS trigger LANGUAGE plpgsql AS $$
+      BEGIN
+        INSERT INTO writers VALUES (NEW.reference, host(inet_client_addr()), pg_backend_pid(),
+          pg_try_advisory_xact_lock(hashtext(NEW.reference)));
+        RETURN NULL;
+      END $$;
+    CREATE TRIGGER note_writer AFTER INSERT ON ledger FOR EACH ROW EXECUTE FUNCTION note_writer()`);
+}
+
+/** A row of `writers`. */
+export interface Writer {
+  readonly reference: string;
+  /** Where the server's connection came from. */
+  readonly host: string;
+  readonly pid: number;
+  readonly alone: boolean;
 }

@@ -68,8 +68,10 @@ async function outlive(argv: string[], parts: Partial<Parts> = {}, env: Record<s
     env,
     columns: 100,
     stopped: async () => 'SIGTERM',
+    self: ['outlive'],
+    end: () => {},
   };
-  const code = await main(argv, io, { gateway: absent, demo: absent, ...parts });
+  const code = await main(argv, io, { gateway: absent, demo: absent, keeper: absent, ...parts });
   return { code, out, err };
 }
 

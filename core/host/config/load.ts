@@ -3,6 +3,7 @@ import { readFile } from 'node:fs/promises';
 import { dirname, relative, resolve } from 'node:path';
 import { type Document, isAlias, isMap, isNode, isScalar, LineCounter, parseDocument } from 'yaml';
 import type { z } from 'zod';
+import { ADDRESS_BALANCE } from '../../cluster/balance.js';
 import { ConfigError, closest, type Path, type Problem, writePath } from './problems.js';
 import { type ConfigInput, type ConfigShape, configSchema, SECRET_ISSUE } from './schema.js';
 import type { ActionUse, Config, PairConfig, PromotionConfig } from './types.js';
@@ -310,6 +311,10 @@ function crossCheckPair(root: Record<string, unknown>): Finding[] {
     }
   });
   findings.push(...repeated(list(pair.addresses), 'address', ['pair', 'addresses'], 'this address is there twice'));
+  const { start = ADDRESS_BALANCE.start, stop = ADDRESS_BALANCE.stop } = mapping(pair.balance);
+  if (Number(stop) >= Number(start)) {
+    wrong(['balance', 'stop'], `must be less than start (${start}), or addresses would go to and fro`);
+  }
   list(root.listeners).forEach((value, index) => {
     const { tls, durability } = mapping(value);
     if (mapping(tls).mode === 'require' && durability === 'pair') {
@@ -377,6 +382,7 @@ function finish(shape: ConfigShape, file: string | null, baseDir: string): Confi
     })),
     admin: shape.admin ?? null,
     pair: shape.pair === undefined ? null : pairOf(shape.pair),
+    keeper: { socket: resolve(baseDir, shape.keeper.socket) },
     log: shape.log,
   };
 }

@@ -2,6 +2,7 @@ import { createPrivateKey, X509Certificate } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { z } from 'zod';
+import { ADDRESS_BALANCE } from '../../cluster/balance.js';
 import { Sensitive } from './sensitive.js';
 import type { Address, LoadedFile } from './types.js';
 import { DURATION_PATTERN, formatDuration, parseDuration, parseSize, SIZE_PATTERN } from './units.js';
@@ -39,6 +40,14 @@ const whole = (minimum: number, maximum: number) =>
       error: `must be a whole number from ${minimum} to ${maximum}`,
     })
     .meta({ type: 'integer', minimum, maximum });
+
+const decimal = (minimum: number, maximum: number) =>
+  z
+    .number()
+    .refine((value) => value >= minimum && value <= maximum, {
+      error: `must be a number from ${minimum} to ${maximum}`,
+    })
+    .meta({ minimum, maximum });
 
 function duration(minimum: number) {
   return z
@@ -448,10 +457,61 @@ export function configSchema(context: SchemaContext) {
       })
       .prefault({})
       .describe('What makes addresses and sessions move.'),
+    balance: z
+      .strictObject({
+        start: decimal(1.01, 1000)
+          .default(ADDRESS_BALANCE.start)
+          .describe(
+            'Addresses begin to move when one gateway has so many times as much to do as the other one. CPU is compared first, by what is left of it, then sessions.',
+          ),
+        stop: decimal(1, 1000)
+          .default(ADDRESS_BALANCE.stop)
+          .describe('They move until it has less than so many times as much; less than start.'),
+        sustain: duration(0)
+          .prefault(formatDuration(ADDRESS_BALANCE.sustain))
+          .describe('How long that must last before anything moves.'),
+        halfLife: duration(1)
+          .prefault(formatDuration(ADDRESS_BALANCE.halfLife))
+          .describe('Half-life of the smoothed figures that are compared.'),
+        stale: duration(1000)
+          .prefault(formatDuration(ADDRESS_BALANCE.stale))
+          .describe('Figures of the other gateway that are older count for nothing.'),
+        movesPerMinute: decimal(0.01, 60)
+          .default(ADDRESS_BALANCE.movesPerMinute)
+          .describe('Addresses that move at most.'),
+        rest: duration(0)
+          .prefault(formatDuration(ADDRESS_BALANCE.rest))
+          .describe('What was moved, for whatever reason, stays for so long.'),
+        noReturn: duration(0)
+          .prefault(formatDuration(ADDRESS_BALANCE.noReturn))
+          .describe('It does not go back to where it came from for so long.'),
+        receiverCpu: decimal(0.01, 1)
+          .default(ADDRESS_BALANCE.receiverCpu)
+          .describe('A gateway that uses more of its CPU core gets nothing.'),
+        receiverDelay: duration(1)
+          .prefault(formatDuration(ADDRESS_BALANCE.receiverDelay))
+          .describe('A gateway whose event loop is later than this gets nothing.'),
+        minGain: decimal(0, 1)
+          .default(ADDRESS_BALANCE.minGain)
+          .describe('A move must take away at least this part of the imbalance.'),
+        slack: decimal(0, 1_000_000)
+          .default(ADDRESS_BALANCE.slack)
+          .describe('Added to the sessions of both before they are compared: 3 against 1 is no imbalance.'),
+      })
+      .prefault({})
+      .describe('When and how fast addresses move between the gateways where conditions.balance is on.'),
   });
 
   return z.strictObject({
     pair: pair.optional().describe('A second gateway that follows the sessions of this one and goes on with them.'),
+    keeper: z
+      .strictObject({
+        socket: text()
+          .default('./keeper/keeper.sock')
+          .describe('Path of its unix socket, relative to this file, in a directory that only its user can enter.'),
+      })
+      .prefault({})
+      .describe('The keeper, where the gateway runs under one (outlive keeper).'),
     listeners: z.array(listener).min(1, 'needs at least one listener').describe('Where clients connect to.'),
     clusters: z.array(cluster).min(1, 'needs at least one cluster').describe('The databases behind the listeners.'),
     admin: z

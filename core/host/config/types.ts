@@ -1,3 +1,4 @@
+import type { BalanceConfig } from '../../cluster/balance.js';
 import type { ConditionsConfig } from '../../cluster/decide.js';
 import type { Sensitive } from './sensitive.js';
 
@@ -141,6 +142,8 @@ export interface PairConfig {
   readonly holdAcknowledgements: { readonly interface: string } | null;
   readonly guard: boolean;
   readonly conditions: ConditionsConfig;
+  /** When and how fast addresses move where `conditions.balance` is on. */
+  readonly balance: BalanceConfig;
 }
 
 /** How the gateway logs. */
@@ -159,5 +162,7 @@ export interface Config {
   readonly clusters: readonly ClusterConfig[];
   readonly admin: { readonly listen: Address } | null;
   readonly pair: PairConfig | null;
+  /** `socket` is an absolute path. */
+  readonly keeper: { readonly socket: string };
   readonly log: LogConfig;
 }

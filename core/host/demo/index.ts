@@ -3,6 +3,7 @@ import type { ClientConfig, Client as PgClient } from 'pg';
 import { CodedError, type Log } from '../../contract/index.js';
 import { type Config, normalizeConfig } from '../config/index.js';
 import { type Gateway, startGateway } from '../gateway.js';
+import { interruptible } from './interrupt.js';
 import { killPrimary } from './kill.js';
 import { checkLedger, createLedger, readLedger } from './ledger.js';
 import { Progress, type Round, renderJson, renderStory, type Summary } from './report.js';
@@ -10,9 +11,11 @@ import { accountsFor, Workload } from './workload.js';
 
 /** Options of the demo. */
 export interface DemoOptions {
-  /** Failovers to go through. */
+  /** Failovers to go through; with `pair`, how often all four faults come. */
   readonly rounds: number;
   readonly clients: number;
+  /** Two gateways, of which hosts and processes are lost as well. */
+  readonly pair: boolean;
   /** One JSON object at the end instead of a story. */
   readonly json: boolean;
   /** Writes a text to the standard output. */
@@ -34,20 +37,16 @@ const PATIENCE_MS = 45_000;
  * Starts a primary, a synchronous standby and the gateway, lets clients move money through it with the unmodified `pg` driver,
  * kills the primary without warning again and again, and compares the ledger in the end with what the clients were told.
  *
+ * With `pair` it is {@link runPairDemo}.
+ *
  * @returns whether every acknowledged transaction is there exactly once, with the ids, times and uuids that its client was
  *   given, the balances are right, no client saw an error, and every kill really interrupted transactions
  */
 export async function runDemo(options: DemoOptions): Promise<boolean> {
-  const interrupt = new AbortController();
-  const onSignal = () => {
-    // Whoever asks twice does not want to wait; the guard of the embedded servers cleans up behind this process.
-    if (interrupt.signal.aborted) process.exit(130);
-    interrupt.abort();
-  };
-  process.on('SIGINT', onSignal).on('SIGTERM', onSignal);
+  if (options.pair) return await (await import('./pair.js')).runPairDemo(options);
   const progress = new Progress(options.json ? () => {} : options.out, !options.json && process.stdout.isTTY === true);
   try {
-    const summary = await perform(options, progress, interrupt.signal);
+    const summary = await interruptible((signal) => perform(options, progress, signal));
     progress.clear();
     if (summary === null) {
       options.out('Interrupted: the servers are stopped and their files are removed.\n');
@@ -57,7 +56,6 @@ export async function runDemo(options: DemoOptions): Promise<boolean> {
     return summary.ok;
   } finally {
     progress.clear();
-    process.off('SIGINT', onSignal).off('SIGTERM', onSignal);
   }
 }
 
@@ -183,14 +181,26 @@ async function failOver(
 }
 
 async function startServers(clients: number): Promise<{ pair: Pair; Client: new (config: ClientConfig) => PgClient }> {
-  // Loaded only here: the gateway itself needs neither the driver nor servers of its own.
-  const { startPair } = await import('../../../plugins/embedded-postgres/index.js');
-  const { loadPg } = await import('../../../plugins/embedded-postgres/native.js');
-  try {
+  return await withPackages(async ({ startPair }, loadPg) => {
     const { Client } = await loadPg();
     // Sessions, as many spares, monitors and helpers; a standby refuses fewer than initdb's own default.
     const connections = String(Math.max(100, clients * 2 + 60));
     return { pair: await startPair({ settings: { max_connections: connections } }), Client };
+  });
+}
+
+/** Starts what needs the packages that Outlive itself does not; rejects with OUTLIVE_DEMO_PACKAGES when they are not there. */
+export async function withPackages<T>(
+  start: (
+    embedded: Embedded,
+    loadPg: typeof import('../../../plugins/embedded-postgres/native.js')['loadPg'],
+  ) => Promise<T>,
+): Promise<T> {
+  // Loaded only here: the gateway itself needs neither the driver nor servers of its own.
+  const embedded = await import('../../../plugins/embedded-postgres/index.js');
+  const { loadPg } = await import('../../../plugins/embedded-postgres/native.js');
+  try {
+    return await start(embedded, loadPg);
   } catch (error) {
     const message = (error as Error).message;
     if (!/the npm package '.*' is not installed/.test(message)) throw error;

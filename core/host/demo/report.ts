@@ -24,9 +24,8 @@ export interface Round {
   readonly silent: number;
 }
 
-/** All that the demo has to say. */
-export interface Summary {
-  readonly rounds: readonly Round[];
+/** What a demo of any kind has to say. */
+export interface Result {
   readonly clients: number;
   readonly seconds: number;
   readonly transactions: number;
@@ -36,11 +35,16 @@ export interface Summary {
   readonly errors: readonly ClientError[];
   readonly wrongReads: readonly WrongRead[];
   readonly verdict: LedgerVerdict;
-  /** What the gateway warned of. */
+  /** What the gateways warned of. */
   readonly messages: readonly string[];
+  readonly ok: boolean;
+}
+
+/** All that the demo has to say. */
+export interface Summary extends Result {
+  readonly rounds: readonly Round[];
   /** Whether every kill interrupted transactions: open ones that were repeated, or commits that were asked for. */
   readonly interrupted: boolean;
-  readonly ok: boolean;
 }
 
 /** The middle of some numbers; null of none. */
@@ -51,74 +55,123 @@ export function median(values: readonly number[]): number | null {
   return sorted.length % 2 === 1 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
 }
 
-function longest(values: readonly number[]): number | null {
+/** The greatest of some numbers; null of none. */
+export function longest(values: readonly number[]): number | null {
   return values.length === 0 ? null : Math.max(...values);
 }
 
-function round(value: number | null): number | null {
+/** To one digit behind the point. */
+export function rounded(value: number | null): number | null {
   return value === null ? null : Math.round(value * 10) / 10;
+}
+
+/** Milliseconds for people; null when there was nothing to measure. */
+export function inMs(value: number | null): string {
+  return value === null ? 'none measured' : `${value.toFixed(value < 10 ? 1 : 0)} ms`;
+}
+
+/** What both demos say to programs. @param rounds each with the pauses of its clients, in ms */
+export function jsonOf(result: Result, rounds: readonly { readonly pauses: readonly number[] }[]): object {
+  const pauses = rounds.flatMap((each) => each.pauses);
+  return {
+    rounds: rounds.length,
+    clients: result.clients,
+    transactions: result.transactions,
+    replays: result.replays,
+    outcomeCommitted: result.outcomeCommitted,
+    outcomeAborted: result.outcomeAborted,
+    clientErrors: result.errors.length,
+    duplicates: result.verdict.duplicates.length,
+    lost: result.verdict.lost.length,
+    pauseMsMax: rounded(longest(pauses)),
+    pauseMsMedian: rounded(median(pauses)),
+    ok: result.ok,
+  };
 }
 
 /** The summary as one line of JSON, for programs. */
 export function renderJson(summary: Summary): string {
-  const pauses = summary.rounds.flatMap((each) => each.pauses);
-  return `${JSON.stringify({
-    rounds: summary.rounds.length,
-    clients: summary.clients,
-    transactions: summary.transactions,
-    replays: summary.replays,
-    outcomeCommitted: summary.outcomeCommitted,
-    outcomeAborted: summary.outcomeAborted,
-    clientErrors: summary.errors.length,
-    duplicates: summary.verdict.duplicates.length,
-    lost: summary.verdict.lost.length,
-    pauseMsMax: round(longest(pauses)),
-    pauseMsMedian: round(median(pauses)),
-    ok: summary.ok,
-  })}\n`;
+  return `${JSON.stringify(jsonOf(summary, summary.rounds))}\n`;
 }
 
 /** The summary for people: a table, and if something is wrong, what. */
 export function renderStory(summary: Summary): string {
-  const { rounds, verdict } = summary;
+  const { rounds } = summary;
   const pauses = rounds.flatMap((each) => each.pauses);
-  const ms = (value: number | null) => (value === null ? 'none measured' : `${value.toFixed(value < 10 ? 1 : 0)} ms`);
+  const rows: Row[] = [
+    ['Times the primary was killed', rounds.length],
+    ...workRows(
+      summary,
+      rounds.reduce((total, { open }) => total + open, 0),
+    ),
+    ['From the kill to a writable server, longest', inMs(longest(rounds.map(({ serverMs }) => serverMs)))],
+    ['Pause beyond that, longest', inMs(longest(pauses))],
+    ['Pause beyond that, median', inMs(median(pauses))],
+    ...ledgerRows(summary.verdict),
+  ];
+  return story(
+    summary,
+    rows,
+    faults(summary),
+    `Every acknowledged transaction is there exactly once, and no client saw an error (${summary.seconds.toFixed(0)} s).`,
+  );
+}
+
+/** A line of the table at the end. */
+export type Row = [string, string | number];
+
+/** What was done. @param interrupted open transactions that a fault met */
+export function workRows(result: Result, interrupted: number): Row[] {
+  return [
+    ['Clients', result.clients],
+    ['Transactions', result.transactions],
+    ['Open transactions interrupted', interrupted],
+    ['Replays', result.replays],
+    ['Interrupted commits found committed', result.outcomeCommitted],
+    ['Interrupted commits found not committed, repeated', result.outcomeAborted],
+    ['Errors that clients saw', result.errors.length],
+  ];
+}
+
+/** What the books say. */
+export function ledgerRows(verdict: LedgerVerdict): Row[] {
   const exactly = verdict.duplicates.length + verdict.lost.length + verdict.altered.length + verdict.uninvited.length;
   const asGiven = verdict.misgiven.length + verdict.misplaced.length === 0;
-  const table = new Table({ style: { head: [], border: [] }, colAligns: ['left', 'right'] });
-  table.push(
-    ['Times the primary was killed', rounds.length],
-    ['Clients', summary.clients],
-    ['Transactions', summary.transactions],
-    ['Open transactions interrupted', sum(rounds, ({ open }) => open)],
-    ['Replays', summary.replays],
-    ['Interrupted commits found committed', summary.outcomeCommitted],
-    ['Interrupted commits found not committed, repeated', summary.outcomeAborted],
-    ['Errors that clients saw', summary.errors.length],
-    ['From the kill to a writable server, longest', ms(longest(rounds.map(({ serverMs }) => serverMs)))],
-    ['Pause beyond that, longest', ms(longest(pauses))],
-    ['Pause beyond that, median', ms(median(pauses))],
+  return [
     ['Acknowledged transactions applied twice', verdict.duplicates.length],
     ['Acknowledged transactions missing', verdict.lost.length],
     ['Balances', verdict.sumRight && verdict.wrongBalances.length === 0 ? 'right' : 'WRONG'],
     ['Ids, times and uuids that clients were given', asGiven ? 'as stored' : 'WRONG'],
     ['Ledger', exactly === 0 ? 'each exactly once' : 'WRONG'],
-  );
+  ];
+}
+
+/** The table, and a last word: `good` when all is well, else what is wrong and what the gateways said. */
+export function story(result: Result, rows: readonly Row[], wrong: readonly string[], good: string): string {
+  const table = new Table({ style: { head: [], border: [] }, colAligns: ['left', 'right'] });
+  table.push(...rows);
   const lines = [table.toString()];
-  if (summary.ok) {
-    lines.push(
-      `Every acknowledged transaction is there exactly once, and no client saw an error (${summary.seconds.toFixed(0)} s).`,
-    );
-  } else {
-    lines.push('FAILED:', ...faults(summary).map((fault) => `  ${fault}`));
-    if (summary.messages.length > 0) lines.push('The gateway said:', ...summary.messages.map((text) => `  ${text}`));
+  if (result.ok) lines.push(good);
+  else {
+    lines.push('FAILED:', ...wrong.map((fault) => `  ${fault}`));
+    if (result.messages.length > 0) lines.push('The gateway said:', ...result.messages.map((text) => `  ${text}`));
   }
   return `${lines.join('\n')}\n`;
 }
 
 /** What is wrong, a line each, with a few examples. */
 export function faults(summary: Summary): string[] {
-  const { verdict, errors, wrongReads, rounds } = summary;
+  const found = workFaults(summary);
+  for (const each of summary.rounds) {
+    if (each.silent > 0) found.push(`round ${each.number}: ${each.silent} clients did not go on`);
+    if (each.open === 0) found.push(`round ${each.number}: no transaction was open when the primary was killed`);
+    else if (each.replays === 0) found.push(`round ${each.number}: nothing was repeated`);
+  }
+  return found;
+}
+
+/** What is wrong with the books and with what clients saw. */
+export function workFaults({ verdict, errors, wrongReads }: Result): string[] {
   const found: string[] = [];
   const list = (what: string, items: readonly unknown[]) => {
     if (items.length === 0) return;
@@ -140,16 +193,7 @@ export function faults(summary: Summary): string[] {
     'reads that were not right',
     wrongReads.map((each) => `client ${each.client}, ${each.what}: ${each.seen} instead of ${each.expected}`),
   );
-  for (const each of rounds) {
-    if (each.silent > 0) found.push(`round ${each.number}: ${each.silent} clients did not go on`);
-    if (each.open === 0) found.push(`round ${each.number}: no transaction was open when the primary was killed`);
-    else if (each.replays === 0) found.push(`round ${each.number}: nothing was repeated`);
-  }
   return found;
-}
-
-function sum<T>(items: readonly T[], value: (item: T) => number): number {
-  return items.reduce((total, item) => total + value(item), 0);
 }
 
 /** Live progress: on a terminal one line that changes, elsewhere only the lines that stay. */

@@ -12,6 +12,8 @@ export class PairAddress {
   epoch = 0;
   /** It is on its way from or to here. */
   moving = false;
+  /** It could not be taken and is not tried again before. */
+  notBefore = 0;
   /** It is on its way to here. */
   taking = false;
   /** When it was offered to the other gateway in a move of which nobody knows what became; null otherwise. */
@@ -19,6 +21,8 @@ export class PairAddress {
   order: 'take' | 'give' | null = null;
   /** The load balance wants it at the peer. */
   balance = false;
+  /** When it came here from the other gateway, or could not be moved there, and who had it before; null when it was here from the beginning. */
+  moved: { readonly at: number; readonly from: string } | null = null;
   lease: Lease | null = null;
   /** Who has the lease; undefined while the store was not asked or does not answer. */
   holder: string | null | undefined = undefined;
@@ -63,7 +67,12 @@ export class PairAddress {
 
   private async renew(): Promise<void> {
     const lifetime = this.lifetime;
-    if (!this.serving || lifetime === null || this.moving) return;
+    if (!this.serving || lifetime === null) return;
+    // What is leaving must not be brought back; a move that fails leaves it here.
+    if (this.moving) {
+      this.renewLater();
+      return;
+    }
     try {
       if (lifetime > 0) await this.mover.renew(lifetime);
       if (lifetime > 0) await this.guard?.permit(this.address, this.validUntil);

@@ -75,17 +75,16 @@ export class Follower {
     this.shadows.set(session, shadow);
   }
 
-  /** Takes the shadows of the sessions on an address out; `usable` are those that can be gone on with. */
-  take(address: string): { usable: Shadow[]; unusable: number } {
-    const usable: Shadow[] = [];
-    let unusable = 0;
-    for (const [id, shadow] of this.shadows) {
-      if (shadow.opening.address !== address) continue;
-      this.shadows.delete(id);
-      if (shadow.complete) usable.push(shadow);
-      else unusable++;
-    }
-    return { usable, unusable };
+  /** The sessions on an address; `usable` are those that can be gone on with. */
+  of(address: string): { usable: Shadow[]; unusable: number } {
+    const all = [...this.shadows.values()].filter(({ opening }) => opening.address === address);
+    const usable = all.filter(({ complete }) => complete);
+    return { usable, unusable: all.length - usable.length };
+  }
+
+  /** The sessions on an address are no longer the other gateway's. */
+  forget(address: string): void {
+    for (const [id, { opening }] of this.shadows) if (opening.address === address) this.shadows.delete(id);
   }
 
   /** How many sessions are followed, and how many of them could be gone on with now. */

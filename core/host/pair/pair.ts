@@ -26,15 +26,19 @@ import { type Guard, guardUnavailable, installGuard, type RunCommand } from '../
 import type { Wire } from '../../io/index.js';
 import { PairLink } from '../../io/pair-link.js';
 import * as tcp from '../../io/tcp/index.js';
-import { goOn, letClose, standStill, vanish } from '../../io/tcp/standstill.js';
+import { abandon, goOn, letClose, standStill, vanish } from '../../io/tcp/standstill.js';
 import type { Order } from '../admin.js';
 import type { PairConfig } from '../config/index.js';
 import type { Stats } from '../metrics.js';
 import type { SessionHost, SessionPair } from '../session-host.js';
 import { PairAddress } from './address.js';
+import { Balancing } from './balancing.js';
 import { Follower } from './follower.js';
+import { Journal } from './journal.js';
+import { type Keeping, type KeptSession, keptCounts } from './keeping.js';
 import type { Replica, Subject } from './replica.js';
 import { Shipper } from './shipper.js';
+import { goOnWithKept } from './solo.js';
 
 /** What the pair needs of the gateway around it. */
 export interface PairWorld {
@@ -71,6 +75,8 @@ const SETTLE_MS = 2000;
 /** So many decisions are remembered for the status. */
 const REMEMBERED = 20;
 const POLL_MS = 20;
+/** An address that could not be taken is tried again after so long. */
+const RETRY_MS = 1000;
 const SS_MS = 2000;
 /** What the end of the link says of the peer; any other end: its host is there and its process is not. */
 const WHY: Readonly<Record<string, 'silent' | 'left'>> = { OUTLIVE_PAIR_SILENT: 'silent', OUTLIVE_PAIR_LEFT: 'left' };
@@ -109,9 +115,12 @@ export class Pair implements SessionPair {
   readonly counts: PairCounts = { kept: 0, reset: 0, takeovers: 0, planned: 0, lastTakeoverMs: 0 };
   private readonly incarnation = randomBytes(8).toString('hex');
   private readonly link: PairLink;
+  private readonly journal: Journal;
   private readonly shipper: Shipper;
   private readonly follower: Follower;
   private readonly addresses: PairAddress[];
+  /** Null where the condition is off. */
+  private readonly balancing: Balancing | null;
   private guard: Guard | null = null;
   /** Finds connections that the other host's kernel has answered for more than is known here. */
   private readonly gaps: tcp.GapWatch;
@@ -135,6 +144,8 @@ export class Pair implements SessionPair {
     private readonly config: PairConfig,
     private readonly plugins: PairPlugins,
     private readonly world: PairWorld,
+    /** The keeper of this host; null without one. */
+    private readonly keeping: Keeping | null,
     private readonly version: string,
     private readonly log: Log,
     private readonly now: () => number,
@@ -146,6 +157,7 @@ export class Pair implements SessionPair {
     this.addresses = config.addresses.map(
       (address, index) => new PairAddress(address, plugins.movers[index], this.permits, log, now),
     );
+    this.balancing = config.conditions.balance ? new Balancing(config.balance, log) : null;
     this.gaps = new tcp.GapWatch({ onGap: (wire, what) => this.gap(wire, what) });
     this.follower = new Follower((opening, shared) => world.shadowWorld(opening, shared), log, now);
     this.link = new PairLink({
@@ -177,7 +189,8 @@ export class Pair implements SessionPair {
       onControl: (message, reply) =>
         void this.asked(message as Control).then(reply, (error: Error) => reply({ error: error.message })),
     });
-    this.shipper = new Shipper(this.link, config.withoutPeer === 'stop');
+    this.journal = new Journal(this.link, keeping, (position) => this.shipper.acked(position));
+    this.shipper = new Shipper(this.journal, config.withoutPeer === 'stop');
   }
 
   /** Begins to listen for the other gateway and to decide. Rejects when it cannot listen. */
@@ -189,6 +202,11 @@ export class Pair implements SessionPair {
       );
     } else await this.protect();
     this.delay.enable();
+    if (this.keeping !== null) {
+      this.keptSessions = this.keeping.sessions((opening, shared) => this.world.shadowWorld(opening, shared), this.now);
+      this.journal.alone();
+      this.shipper.linkUp();
+    }
     await this.link.start();
     await this.plugins.lease?.join(this.config.name, { incarnation: this.incarnation });
     for (const { address } of this.addresses) {
@@ -261,6 +279,19 @@ export class Pair implements SessionPair {
     }
   }
 
+  descriptor(wire: Wire): number {
+    return tcp.fdOf(wire);
+  }
+
+  kept(wire: Wire): Opening['kept'] {
+    if (this.keeping === null) return null;
+    return keptCounts(tcp.fdOf(wire), wire.bytesRead, wire.bytesWritten - wire.backlog);
+  }
+
+  holds(durability: 'local' | 'pair'): boolean {
+    return durability === 'pair';
+  }
+
   unacknowledged(wire: Wire): number {
     const fd = tcp.fdOf(wire);
     if (fd < 0) return 0;
@@ -279,6 +310,7 @@ export class Pair implements SessionPair {
     this.log.info({ peer: this.config.peer.name }, 'the other gateway is there');
     this.linkState = { state: 'up', since: this.now() };
     this.follower.reset();
+    this.journal.linked = true;
     this.shipper.linkUp();
     this.beat();
   }
@@ -290,7 +322,11 @@ export class Pair implements SessionPair {
     }
     const since = this.linkState.state === 'down' ? this.linkState.since : this.now();
     this.linkState = { state: 'down', since, why };
-    this.shipper.linkDown();
+    if (this.keeping === null) this.shipper.linkDown();
+    else {
+      this.journal.alone();
+      this.shipper.goOn();
+    }
     this.look();
   }
 
@@ -306,6 +342,7 @@ export class Pair implements SessionPair {
       // What it serves under stays as it is: the greater one of the peer's will tell it to stop.
       if (theirs !== undefined && !one.serving) one.epoch = Math.max(one.epoch, theirs.epoch);
       void this.settleGrant(one);
+      if (theirs?.serves === true && this.keptSessions.length > 0) this.dropKept(one.address);
     }
     this.look();
   }
@@ -375,6 +412,7 @@ export class Pair implements SessionPair {
     this.measure();
     this.link.beat(this.statistics());
     this.look();
+    this.balance();
   }
 
   /** What operators want to see. */
@@ -389,6 +427,7 @@ export class Pair implements SessionPair {
       shadows: this.follower.count,
       shadowsFailed: this.follower.failed,
       counts: this.counts,
+      balance: this.balancing?.status ?? null,
       unmovable: this.unmovable,
       addresses: this.addresses.map((one) => ({
         address: one.address,
@@ -476,6 +515,26 @@ export class Pair implements SessionPair {
     this.log.info({ address, action, reason, rule }, 'decided');
   }
 
+  /** Gives addresses to the other gateway when that has less to do. */
+  private balance(): void {
+    const { balancing, peer, addresses } = this;
+    const proposed =
+      balancing?.propose({
+        now: this.now(),
+        self: this.statistics(),
+        measuredAt: this.rates.at,
+        peer,
+        linked: this.linkState.state === 'up',
+        addresses,
+        sessions: this.world.sessions(),
+      }) ?? [];
+    if (proposed.length === 0) return;
+    for (const one of proposed) one.balance = true;
+    this.look();
+    // What something else speaks against was not begun.
+    for (const one of proposed) if (!one.moving) one.balance = false;
+  }
+
   /** Tries to become the owner. */
   private async ask(one: PairAddress): Promise<void> {
     const { lease } = this.plugins;
@@ -523,12 +582,13 @@ export class Pair implements SessionPair {
 
   /** Begins to serve an address, with all connections of the other gateway that are known. */
   private async take(one: PairAddress, why: string): Promise<number> {
-    if (one.moving || one.serving) return 0;
+    if (one.moving || one.serving || this.now() < one.notBefore) return 0;
     one.moving = true;
     one.taking = true;
     const since = this.now();
+    if (why === 'planned' || this.peerServes(one.address)) one.moved = { at: since, from: this.config.peer.name };
     if (one.lease === null) one.epoch++;
-    const { usable, unusable } = this.follower.take(one.address);
+    const { usable, unusable } = this.follower.of(one.address);
     const restored: { shadow: Shadow; socket: tcp.RestoredTcp }[] = [];
     let lost = unusable;
     for (const shadow of usable) {
@@ -548,13 +608,26 @@ export class Pair implements SessionPair {
       for (const { socket } of restored) tcp.discard(socket.fd);
       one.moving = false;
       one.taking = false;
+      one.notBefore = this.now() + RETRY_MS;
       this.log.error(
         { address: one.address, code: (error as CodedError).code },
         `an address could not be taken: ${(error as Error).message}`,
       );
       return 0;
     }
+    this.follower.forget(one.address);
     let kept = 0;
+    if (this.keeping !== null) {
+      const own = this.keptSessions.filter(({ shadow }) => shadow.opening.address === one.address);
+      this.keptSessions = this.keptSessions.filter((session) => !own.includes(session));
+      const adopt = ({ shadow }: KeptSession, wire: Wire) => {
+        this.accepted(wire);
+        return this.world.adopt(shadow, wire);
+      };
+      const done = goOnWithKept(this.keeping, own, adopt, this.log);
+      kept += done.kept;
+      lost += done.lost;
+    }
     for (const { socket } of restored) this.listenForGaps(socket.image);
     for (const { shadow, socket } of restored) {
       try {
@@ -626,7 +699,10 @@ export class Pair implements SessionPair {
         await this.link.control({ kind: 'take', address, epoch: one.epoch }, MOVE_MS);
         return;
       }
-      await this.settled(address);
+      if (!(await this.settled(address)) && one.balance) {
+        this.log.warn({ address }, 'an address with connections that cannot be moved is not moved to balance load');
+        return;
+      }
       const moving = this.world.sessions().filter((host) => host.address === address);
       if (moving.some(({ state }) => RECOVERING.has(state))) throw new Error('a database failover is under way');
       let position = -1;
@@ -663,9 +739,15 @@ export class Pair implements SessionPair {
       if (granted) one.grantedAt = this.now();
       else await this.unmoved(one);
     } finally {
-      if (one.grantedAt === null) one.moving = false;
+      if (one.grantedAt === null) this.over(one);
       this.look();
     }
+  }
+
+  /** A planned move is over, well or not. */
+  private over(one: PairAddress): void {
+    one.moving = false;
+    if (one.balance) this.balancing?.over(one, this.now(), this.config.name);
   }
 
   /** The other gateway has the address: its connections are no more here. */
@@ -696,6 +778,30 @@ export class Pair implements SessionPair {
     for (const host of this.world.sessions()) if (host.address === one.address) host.goOnHere(goOn);
   }
 
+  /** Sessions of the engine before, whose connections the keeper holds. */
+  private keptSessions: KeptSession[] = [];
+
+  /** The other gateway has an address: what was held of it here is let go of without a word. */
+  private dropKept(address: string): void {
+    for (const { key, fd, shadow } of this.keptSessions) {
+      if (shadow.opening.address !== address) continue;
+      tcp.discard(fd);
+      this.keeping!.drop(key);
+    }
+    this.keptSessions = this.keptSessions.filter(({ shadow }) => shadow.opening.address !== address);
+  }
+
+  /** Leaves everything to another engine on this host. */
+  async retire(): Promise<void> {
+    this.stopped = true;
+    if (this.timer !== null) clearInterval(this.timer);
+    if (this.wake !== null) clearTimeout(this.wake);
+    for (const host of this.world.sessions()) host.retire(abandon);
+    // The other gateway sees that this process is gone, and waits a while for the next one; so does the store, unless it is told.
+    await Promise.all(this.addresses.map((one) => one.resign()));
+    await this.keeping!.settled();
+  }
+
   /** What became of a move during which the link broke: told by the first statistics over a newer link. */
   private async settleGrant(one: PairAddress): Promise<void> {
     const { linkState } = this;
@@ -703,15 +809,17 @@ export class Pair implements SessionPair {
     one.grantedAt = null;
     if (this.peerServes(one.address)) this.moved(one);
     else await this.unmoved(one);
-    one.moving = false;
+    this.over(one);
     this.look();
   }
 
-  /** Waits a while until the other gateway follows all sessions on an address. */
-  private async settled(address: string): Promise<void> {
+  /** Waits a while until the other gateway follows all sessions on an address, and nobody is about to log in. False when that did not happen. */
+  private async settled(address: string): Promise<boolean> {
     const until = this.now() + SETTLE_MS;
-    const ready = () => this.world.sessions().every((host) => host.address !== address || host.movable);
+    const stays = (host: SessionHost) => !host.movable || host.state === 'greeting';
+    const ready = () => !this.world.sessions().some((host) => host.address === address && stays(host));
     while (!ready() && this.now() < until) await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+    return ready();
   }
 
   /** Stops serving an address at once and without a word: somebody else may. */
@@ -796,6 +904,7 @@ export class Pair implements SessionPair {
     }
     this.stopped = true;
     this.shipper.stop();
+    this.keeping?.close();
     this.gaps.close();
     await Promise.all(
       this.addresses.map(async (one) => {

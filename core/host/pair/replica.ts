@@ -12,7 +12,11 @@ export interface Subject {
   /** What does not change; null when the connection cannot be moved. */
   opening(): Opening | null;
   /** The session as it is; null when that cannot be told at this moment. */
-  snapshot(): Omit<Snapshot, 'said'> | null;
+  snapshot(): Omit<Snapshot, 'said' | 'unsaid'> | null;
+  /** Bytes in the gateway that the client's kernel was not given yet. */
+  queued(): number;
+  /** Of the connection; -1 without one. */
+  descriptor(): number;
   /** Bytes that were written to the client so far. */
   readonly written: number;
   /** What is learnt of the database. */
@@ -71,7 +75,14 @@ export class Replica {
   /** The input was processed. */
   done(): void {
     this.inside = false;
-    if (!this.followed && this.shipper.up && !this.over) this.offer();
+    if (this.over || !this.shipper.up) return;
+    if (!this.followed) this.offer();
+    else if (this.shipper.grown(this.id)) this.condense();
+  }
+
+  /** Tells all anew, if that can be told now, in place of everything before. */
+  private condense(): void {
+    if (this.subject.queued() === 0 && this.subject.snapshot() !== null) this.renew();
   }
 
   /** Tells the peer all, if that can be told now. */
@@ -79,6 +90,8 @@ export class Replica {
     const { subject, shipper } = this;
     // What was said before this gateway had the session is known to nobody here: the client must have it first.
     if (subject.outstanding() > subject.written) return;
+    // Of these bytes only the number is known.
+    if (subject.queued() > 0) return;
     const snapshot = subject.snapshot();
     if (snapshot === null) return;
     if (!this.opened) {
@@ -89,13 +102,13 @@ export class Replica {
         shipper.untold.delete(this);
         return;
       }
+      shipper.begin(this.id, subject.descriptor());
       shipper.append(RECORD.open, this.id, pack(opening));
       this.opened = true;
     }
     this.said = subject.written + this.waiting;
     this.acked = 0;
-    this.learnt();
-    this.last = shipper.append(RECORD.capsule, this.id, pack({ ...snapshot, said: this.said }));
+    this.tell(snapshot);
     this.followed = true;
     shipper.untold.delete(this);
     this.look();
@@ -109,8 +122,13 @@ export class Replica {
       this.forget();
       return;
     }
+    this.tell(snapshot);
+  }
+
+  private tell(snapshot: Omit<Snapshot, 'said' | 'unsaid'>): void {
     this.learnt();
-    this.last = this.shipper.append(RECORD.capsule, this.id, pack({ ...snapshot, said: this.said }));
+    const unsaid = this.shipper.waitingOf(this);
+    this.last = this.shipper.append(RECORD.capsule, this.id, pack({ ...snapshot, said: this.said, unsaid }));
   }
 
   private learnt(): void {
@@ -195,6 +213,14 @@ export class Replica {
     shipper.void(this);
     shipper.unlooked.delete(this);
     return this.last;
+  }
+
+  /** Somebody else goes on with the session from what was told: nothing more is. */
+  leave(): void {
+    this.over = true;
+    this.waiting = 0;
+    this.shipper.void(this);
+    this.shipper.remove(this);
   }
 
   /** The peer is gone: it knows nothing any more. */

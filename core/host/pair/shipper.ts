@@ -5,6 +5,10 @@ import { Replica, type Subject } from './replica.js';
 export interface Records {
   /** @returns the position of the record: the first one of a link is 0 */
   append(kind: number, session: number, bytes: Uint8Array): number;
+  /** A session begins whose connection is this descriptor. */
+  begin(session: number, fd: number): void;
+  /** True when much was told of a session since it was told whole. */
+  grown(session: number): boolean;
 }
 
 /** How often the clients' acknowledgements are looked at. */
@@ -71,6 +75,22 @@ export class Shipper {
     return this.records.append(kind, session, bytes);
   }
 
+  begin(session: number, fd: number): void {
+    this.records.begin(session, fd);
+  }
+
+  grown(session: number): boolean {
+    return this.records.grown(session);
+  }
+
+  /** The bytes of a session that wait, in order. */
+  waitingOf(replica: Replica): Uint8Array[] {
+    if (replica.waiting === 0) return [];
+    return this.held
+      .slice(this.heldFrom)
+      .flatMap((entry) => (entry.replica === replica && !entry.void && entry.bytes !== null ? [entry.bytes] : []));
+  }
+
   /** Tells the peer what was learnt of a database, when it does not know it yet. */
   learnt(cluster: string, database: string, facts: unknown): void {
     const key = `${cluster}\0${database}`;
@@ -79,14 +99,20 @@ export class Shipper {
     this.append(RECORD.facts, 0, pack({ cluster, database, facts }));
   }
 
-  /** A peer is there that knows nothing. */
+  /** Somebody is there that knows nothing: all is told anew, and positions begin anew. */
   linkUp(): void {
+    for (const replica of this.replicas.values()) replica.unfollow();
     this.up = true;
-    // Positions begin anew.
-    this.releaseAll();
-    this.acknowledged = 0;
+    this.goOn();
     this.told.clear();
     this.resync([...this.untold]);
+  }
+
+  /** The peer is gone and the keeper goes on: it knows all, and positions begin anew. */
+  goOn(): void {
+    this.releaseAll();
+    this.acknowledged = 0;
+    for (const check of [...this.watchers]) check();
   }
 
   private resync(left: Replica[]): void {

@@ -45,7 +45,7 @@ const MEM = 0x60;
 const WIDTHS: Readonly<Record<Width, number>> = { 4: 0x00, 2: 0x08, 1: 0x10, 8: 0x18 };
 
 const ARITHMETIC = { add: 0x00, sub: 0x10, or: 0x40, and: 0x50, lsh: 0x60, rsh: 0x70, mov: 0xb0 } as const;
-const CONDITIONS = { '==': 0x10, '>': 0x20, 'has': 0x40, '!=': 0x50, 's>': 0x60, '<': 0xa0 } as const;
+const CONDITIONS = { '==': 0x10, '>': 0x20, has: 0x40, '!=': 0x50, 's>': 0x60, '<': 0xa0 } as const;
 
 /** `>` and `<` compare without sign, `s>` with; `has`: they have a bit in common. */
 export type Condition = keyof typeof CONDITIONS;

@@ -48,7 +48,13 @@ const TYPE_IPV6 = 0x86dd;
 const TYPE_VLAN = 0x8100;
 const TYPE_SERVICE_VLAN = 0x88a8;
 const VLAN_TAG = 4;
-const IPV4 = { length: ETHERNET, fragment: ETHERNET + 6, protocol: ETHERNET + 9, source: ETHERNET + 12, destination: ETHERNET + 16 };
+const IPV4 = {
+  length: ETHERNET,
+  fragment: ETHERNET + 6,
+  protocol: ETHERNET + 9,
+  source: ETHERNET + 12,
+  destination: ETHERNET + 16,
+};
 const IPV6 = { next: ETHERNET + 6, source: ETHERNET + 8, destination: ETHERNET + 24, size: 40 };
 const SHORTEST = ETHERNET + 20 + 20;
 const PROTOCOL_TCP = 6;
@@ -270,9 +276,9 @@ const ACKNOWLEDGEMENT: readonly (Instruction | Label)[] = [
 ];
 
 /**
- * Finds SACK blocks and notes where; keeps r3 and r4. A segment that the peer repeats because it
- * was not acknowledged is answered with its range as a duplicate (RFC 2883). Behind a lowered acknowledgement that reads as
- * "arrived, and what lies before it is missing" and makes the peer send the whole flight again, so these blocks must not leave.
+ * Finds SACK blocks and notes where; keeps r3 and r4. A segment that the peer repeats because it was not acknowledged is answered
+ * with its own range as a duplicate (RFC 2883). Behind a lowered acknowledgement that reads as "this arrived, what lies before it did
+ * not": a Linux peer then takes the rest for lost and shrinks its congestion window to one segment. So these blocks must not leave.
  */
 const FIND_SACK: readonly (Instruction | Label)[] = [
   store(4, 'r10', SACK_AT, 0),

@@ -19,6 +19,11 @@ export function goOn({ fd }: FrozenTcp): void {
   closeSocket(fd);
 }
 
+/** Lets go of a connection of which somebody else has a descriptor: its peer notices nothing. */
+export function abandon(wire: Wire): void {
+  if (wire instanceof RawWire && wire.fd >= 0) wire.abandon();
+}
+
 /** Lets what the kernel says at the end of this connection out of the guard, and nothing that it says when the process dies. */
 export function letClose(wire: Wire): void {
   if (wire instanceof RawWire) wire.beforeClose = allow;

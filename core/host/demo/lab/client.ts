@@ -2,7 +2,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import type { ClientConfig, Client as PgClient } from 'pg';
 import type { Answer, Claim, Given } from '../ledger.js';
 import { accountsFor, type ClientError, now, Workload, type WrongRead } from '../workload.js';
-import type { ClientCounts, ClientOptions, ClientReport, ConnectionReport, Pauses } from './clients.js';
+import type { ClientCounts, ClientOptions, ClientProgress, ClientReport, ConnectionReport, Pauses } from './clients.js';
 import { serve } from './remote.js';
 
 type Kind = keyof ClientCounts;
@@ -95,11 +95,12 @@ function streamOf(pg: PgClient): DriverSocket {
 
 const lines: Line[] = [];
 
-/** The driver as it is, with a stop watch at its doors. */
-function measured(Client: Constructor, kind: Kind): Constructor {
+/** The driver as it is, with a stop watch at its doors; it connects to these addresses in turn. */
+function measured(Client: Constructor, kind: Kind, addresses: readonly string[]): Constructor {
+  let next = 0;
   return class extends Client {
     constructor(config: ClientConfig) {
-      super(config);
+      super({ ...config, host: addresses[next++ % addresses.length] });
       const line = new Line(kind, () => streamOf(this));
       const connect = this.connect.bind(this) as unknown as () => Promise<void>;
       const query = this.query.bind(this) as (...args: unknown[]) => Promise<unknown>;
@@ -336,14 +337,15 @@ class Crew {
   streamed = 0;
 
   constructor(options: ClientOptions, Client: Constructor) {
-    const { counts, address, port, patience = 45_000, kinds, think = { inside: 100, between: 50 } } = options;
+    const { counts, port, patience = 45_000, kinds, think = { inside: 100, between: 50 } } = options;
     this.#options = options;
     const given = options.connection as ClientConfig | undefined;
-    this.connection = { host: address, port, user: 'postgres', database: 'postgres', ssl: false, ...given };
+    const addresses = [options.address].flat();
+    this.connection = { port, user: 'postgres', database: 'postgres', ssl: false, ...given };
     let number = FIRST_NUMBER;
     this.#fellows = (Object.entries(counts) as [Kind, number][]).flatMap(([kind, count]) => {
       if (kind === 'transfer') return [];
-      const Measured = measured(Client, kind);
+      const Measured = measured(Client, kind, addresses);
       return Array.from({ length: count }, () => new Fellow(this, kind, number++, options, Measured));
     });
     const letters = 'abcdefghijklmnopqrstuvwxyz0123456789';
@@ -353,7 +355,7 @@ class Crew {
       : '';
     this.#workload = counts.transfer
       ? new Workload({
-          Client: measured(Client, 'transfer'),
+          Client: measured(Client, 'transfer', addresses),
           connection: this.connection,
           clients: counts.transfer,
           kinds: kinds ?? { transfer: 6, autocommit: 1, note: 1, browse: 1, savepoint: 1, abandon: 1 },
@@ -418,22 +420,31 @@ class Crew {
     return this.report();
   }
 
+  progress(): ClientProgress {
+    const workload = this.#workload;
+    const claims = this.#fellows.flatMap((fellow) => fellow.claim ?? []);
+    return {
+      transactions: (workload?.transactions ?? 0) + claims.filter(({ answer }) => answer === 'acknowledged').length,
+      open: this.#fellows.filter(({ open }) => open).length + (workload?.open ?? 0),
+      committing: this.#fellows.filter(({ committing }) => committing).length + (workload?.committing ?? 0),
+      errors: this.errors.length + (workload?.errors.length ?? 0),
+    };
+  }
+
   report(): ClientReport {
     const workload = this.#workload;
     const claims = this.#fellows.flatMap((fellow) => fellow.claim ?? []);
     const asked = Object.values(this.#options.counts).reduce((sum, count) => sum + count, 0);
     return {
+      ...this.progress(),
       connections: lines.map((line) => line.report()),
       reconnects: Math.max(0, lines.length - asked),
       errors: [...this.errors, ...(workload?.errors ?? [])],
       wrongReads: [...this.wrongReads, ...(workload?.wrongReads ?? [])],
-      transactions: (workload?.transactions ?? 0) + claims.filter(({ answer }) => answer === 'acknowledged').length,
       claims: [...claims, ...(workload?.claims ?? [])],
       accounts: accountsFor(this.#options.counts.transfer ?? 0),
       echoed: this.echoed,
       streamed: this.streamed,
-      open: this.#fellows.filter(({ open }) => open).length + (workload?.open ?? 0),
-      committing: this.#fellows.filter(({ committing }) => committing).length + (workload?.committing ?? 0),
     };
   }
 }
@@ -459,6 +470,7 @@ serve({
   probe: () => here().probe(),
   watch: () => here().watch(),
   pauses: ({ since, timeoutMs }: { since: number; timeoutMs: number }) => here().pauses(since, timeoutMs),
+  progress: () => here().progress(),
   report: () => here().report(),
   finish: (timeoutMs: number) => here().finish(timeoutMs),
 });

@@ -24,8 +24,8 @@ export interface ClientCounts {
 /** How clients work. */
 export interface ClientOptions {
   readonly counts: ClientCounts;
-  /** Where they connect to. */
-  readonly address: string;
+  /** Where they connect to; of several addresses, to one after the other in turn. */
+  readonly address: string | readonly string[];
   readonly port: number;
   /** How long a `waiting` client's answer takes, in seconds. Default 2. */
   readonly sleep?: number;
@@ -78,6 +78,9 @@ export interface ClientReport {
   readonly open: number;
   readonly committing: number;
 }
+
+/** How far clients are; a few numbers of {@link ClientReport}. */
+export type ClientProgress = Pick<ClientReport, 'transactions' | 'open' | 'committing'> & { readonly errors: number };
 
 /** Answers after a moment: how long each client waited for its first one. */
 export interface Pauses {
@@ -137,6 +140,11 @@ export class ClientHost {
    */
   async pauses(since: number, timeoutMs: number): Promise<Pauses> {
     return await this.#remote.ask('pauses', { since, timeoutMs }, timeoutMs + 10_000);
+  }
+
+  /** How far clients are: less to ask for than {@link report}, which holds all claims. */
+  async progress(): Promise<ClientProgress> {
+    return await this.#remote.ask('progress');
   }
 
   /** What was seen so far. */
