@@ -39,6 +39,8 @@ export interface Opening {
   readonly cancelKey: string;
   /** What a survivor's kernel must know of the connection; null when it cannot be moved. */
   readonly tcp: unknown;
+  /** Its host acknowledges the client's bytes only when they are safe, so that nothing is lost with it. */
+  readonly held: boolean;
   /** What is to be added to the counts of this host's kernel for those of {@link Snapshot}; null where nobody holds the connection. */
   readonly kept: { readonly received: number; readonly written: number } | null;
 }
@@ -68,7 +70,7 @@ export interface Snapshot {
   readonly received: number;
   /** Bytes that the client was or will be told so far. */
   readonly said: number;
-  /** The last of these bytes, which its kernel was not given yet. */
+  /** The last of these bytes, which its TCP has not acknowledged; those that its kernel was not given are all among them. */
   readonly unsaid: readonly Uint8Array[];
   readonly origin: PlainOrigin | null;
 }

@@ -39,6 +39,8 @@ export class Shadow {
   said = 0;
   /** So many of them its TCP has acknowledged, for all that is known. */
   acknowledged = 0;
+  /** What is known of the session's database; whoever goes on with it puts its own source here. */
+  shared: () => unknown;
   /** When what is known of its connection was asked for; set by whoever has a clock. */
   identifiedAt = 0;
   /** The connection stands still, so as to be moved; null while it does not. */
@@ -52,7 +54,9 @@ export class Shadow {
   constructor(
     readonly opening: Opening,
     private readonly world: ShadowWorld,
-  ) {}
+  ) {
+    this.shared = world.shared;
+  }
 
   /** True when this gateway could go on with the session at this moment. */
   get complete(): boolean {
@@ -130,9 +134,9 @@ export class Shadow {
   }
 
   private thaw(snapshot: Snapshot): void {
-    const { codec, options, limits, shared } = this.world;
+    const { codec, options, limits } = this.world;
     const { capsule, received, said, unsaid, origin } = snapshot;
-    const context = { greeting: this.opening.greeting, shared, options };
+    const context = { greeting: this.opening.greeting, shared: () => this.shared(), options };
     const before = this.session === null ? null : this.said;
     const { session, codec: own } = Session.thaw(capsule, codec, context, limits, this.io, NO_STATS);
     this.session = session;
@@ -144,6 +148,7 @@ export class Shadow {
     if (before !== said) {
       this.from = said - unsaid.reduce((sum, { length }) => sum + length, 0);
       this.tail = [...unsaid];
+      this.acknowledged = this.from;
     }
   }
 

@@ -26,7 +26,7 @@ import type { BackendConnection, Cluster, ServerState } from './cluster/index.js
 import { LoginRefused } from './cluster/index.js';
 import type { ListenerConfig } from './config/index.js';
 import type { Stats } from './metrics.js';
-import type { Replica, Subject } from './pair/replica.js';
+import type { Gate, Replica, Subject } from './pair/replica.js';
 import type { Moving, Reservations } from './reservations.js';
 
 /** What a session needs of the gateway around it. */
@@ -55,10 +55,16 @@ export interface SessionPair {
   identify(wire: Wire): unknown;
   /** Bytes that the kernel was given and the client has not acknowledged. */
   unacknowledged(wire: Wire): number;
+  /** What was written to a connection and its client has not acknowledged; null when it cannot be told. */
+  unheard(wire: Wire): Uint8Array[] | null;
   /** The descriptor of a connection; -1 when it is not one that can be gone on with. */
   descriptor(wire: Wire): number;
   /** What tells the keeper's counts from those of the wire; null without a keeper. */
   kept(wire: Wire): Opening['kept'];
+  /** Holds the acknowledgements of a client's bytes back; null where that is not done. */
+  gate(wire: Wire, opening: Opening, received: number): Gate | null;
+  /** True when {@link gate} will. */
+  readonly gates: boolean;
   /** Does the client of a session with this durability wait until what follows from its words is safe? */
   holds(durability: 'local' | 'pair'): boolean;
 }
@@ -301,6 +307,7 @@ export class SessionHost implements SessionIo {
       durable: pair.holds(listener.durability),
       outstanding: () => wire.backlog + (wire.open ? pair.unacknowledged(wire) : 0),
       queued: () => wire.backlog,
+      unheard: () => (wire.open ? pair.unheard(wire) : null),
       descriptor: () => pair.descriptor(wire),
       opening: () => this.opening(pair),
       snapshot: () => this.snapshot(),
@@ -308,6 +315,7 @@ export class SessionHost implements SessionIo {
         return wire.bytesWritten;
       },
       facts: () => env.cluster.learnedNow(database),
+      gate: (opening, received) => pair.gate(wire, opening, received),
       deliver: (bytes) => this.deliver(bytes),
       eased: () => {
         if (this.serverHeld) this.easeServer();
@@ -328,6 +336,7 @@ export class SessionHost implements SessionIo {
       greeting: this.greeting!,
       cancelKey,
       tcp,
+      held: tcp !== null && pair.gates,
       kept,
     };
   }
@@ -458,8 +467,12 @@ export class SessionHost implements SessionIo {
   }
 
   /** A session of the peer's, which is no more, goes on here. Before the wire is read. */
-  adopt({ opening, session, codec, origin }: Shadow): void {
+  adopt(shadow: Shadow): void {
+    const { opening, session, codec, origin } = shadow;
     const { env, wire } = this;
+    const { database } = opening.greeting.identity;
+    env.cluster.learntElsewhere(database, shadow.shared());
+    shadow.shared = () => env.cluster.learnedNow(database);
     this.greeting = opening.greeting;
     this.session = session;
     this.codec = codec;
@@ -473,7 +486,11 @@ export class SessionHost implements SessionIo {
     wire.onDrain = () => this.easeServer();
     this.onGreeted();
     this.clientHolds.queue = session!.full;
-    this.guarded(() => session!.lost());
+    this.guarded(() => {
+      // The gateway before may have sent what waited until this one knew of it, and died before it could say so.
+      if (session!.state === 'live') session!.proceed();
+      session!.lost();
+    });
     if ((session!.state === 'suspended' || session!.state === 'resolving') && this.episode === null) this.recover();
     this.tellState();
     this.replicate();
@@ -827,6 +844,7 @@ export class SessionHost implements SessionIo {
             startup,
             deadline: episode.deadline,
             signal: this.abort.signal,
+            urgent: () => this.owes,
           });
           if ((session.state as string) === 'closed') {
             this.discard(connection);

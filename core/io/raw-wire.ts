@@ -158,6 +158,11 @@ export class RawWire implements Wire {
   get unreadBytes(): number {
     return this.#unread?.length ?? 0;
   }
+  /** What was accepted by `write` and not yet given to the kernel: as much as `backlog` says. Not over TLS. */
+  get unwritten(): Uint8Array {
+    const waiting = Buffer.concat(this.#writing ? [...this.#underWay, ...this.#queue] : this.#queue);
+    return waiting.subarray(waiting.length - this.backlog);
+  }
   get bytesRead(): number {
     return this.#bytesRead + (this.#over?.bytesRead ?? 0);
   }
@@ -281,8 +286,7 @@ export class RawWire implements Wire {
    */
   abandon(): { unwritten: Uint8Array; unread: Uint8Array } {
     if (this.fd < 0) throw new Error('abandon needs an open plain wire');
-    const waiting = Buffer.concat(this.#writing ? [...this.#underWay, ...this.#queue] : this.#queue);
-    const unwritten = waiting.subarray(waiting.length - this.backlog);
+    const { unwritten } = this;
     const unread = this.#unread ?? new Uint8Array(0);
     this.#handle.readStop();
     this.beforeClose = null;

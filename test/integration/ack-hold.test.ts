@@ -150,15 +150,15 @@ describe.skipIf(why !== null)('acknowledgements that are held back', () => {
       const { client, server, clientFd, serverFd, base, ends } = await pair(address);
       const held = hold.add(ends, base) as Held;
       expect(held.prod(serverFd)).toBe(false);
-      await transfer(client, server, new Uint8Array(100_000));
-      // So many segments are acknowledged at once, not with the answer.
+      // What a client may send before anything was acknowledged; the kernel acknowledges it without an answer.
+      await transfer(client, server, new Uint8Array(10_000));
       await until(() => unacknowledged(clientFd) > 0);
-      for (const position of [50_000, 100_000]) {
+      for (const position of [5000, 10_000]) {
         held.acknowledge(base + position);
         await until(() => held.behind > 0);
         expect(held.prod(serverFd)).toBe(true);
         expect(held.behind).toBe(0);
-        await until(() => unacknowledged(clientFd) === 100_000 - position);
+        await until(() => unacknowledged(clientFd) === 10_000 - position);
       }
       expect(held.prod(serverFd)).toBe(false);
       expect(getOption(serverFd, SOL_SOCKET, SO_REUSEADDR)).not.toBe(0);

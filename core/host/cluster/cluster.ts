@@ -294,7 +294,8 @@ export class Cluster {
         const wait = either(within.signal, tenure);
         let login: Awaited<ReturnType<typeof logIn>> | null = null;
         try {
-          login = await node.logins.run(ticket, wait.signal, () => this.#logIn(node, identity, startup, wait.signal));
+          const enter = () => this.#logIn(node, identity, startup, wait.signal);
+          login = await node.logins.run(ticket, wait.signal, enter, request.urgent);
         } catch (error) {
           if (within.signal.aborted) throw error;
           // All that servers and networks do is coded: no other server would help.
@@ -514,6 +515,11 @@ export class Cluster {
   /** Shared facts as known now, without asking. */
   learnedNow(database: string): unknown {
     return this.#learned.peek(database);
+  }
+
+  /** Shared facts as another gateway knew them, for as long as nothing else is known here. */
+  learntElsewhere(database: string, facts: unknown): void {
+    this.#learned.give(database, facts);
   }
 
   /** The facts are known to have changed: learns them anew, once for all who ask at the same time. */

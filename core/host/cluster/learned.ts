@@ -31,6 +31,14 @@ export class Learned {
     return this.#entries.get(database)?.value;
   }
 
+  /** Somebody else has learnt this: it is taken for old facts where nothing is known. */
+  give(database: string, value: unknown): void {
+    const entry = this.#entry(database);
+    if (value === undefined || entry.at !== Number.NEGATIVE_INFINITY) return;
+    entry.value = value;
+    entry.at = this.#now() - TTL_MS;
+  }
+
   /**
    * The facts of a database. The first ask waits for them; when they are old they are learnt anew behind the scenes.
    * @param learn learns them; not called when somebody else is doing it

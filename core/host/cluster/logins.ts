@@ -4,12 +4,13 @@ export const LAST = Number.POSITIVE_INFINITY;
 
 interface Waiting {
   readonly ticket: number;
+  readonly urgent: () => boolean;
   readonly enter: () => void;
 }
 
 /**
- * Lets only so many jobs run at once, in the order of their tickets. Who comes back with its ticket after a failed attempt
- * stands where it stood.
+ * Lets only so many jobs run at once, in the order of their tickets, the urgent ones of them first. Who comes back with its ticket
+ * after a failed attempt stands where it stood.
  */
 export class Turns {
   readonly #limit: number;
@@ -31,9 +32,17 @@ export class Turns {
     return this.#waiting.length;
   }
 
-  /** Runs the job when it is its turn. Rejects with the signal's reason when that is aborted before. */
-  async run<R>(ticket: number, signal: AbortSignal, job: () => Promise<R>): Promise<R> {
-    await this.#enter(ticket, signal);
+  /**
+   * Runs the job when it is its turn. Rejects with the signal's reason when that is aborted before.
+   * @param urgent asked whenever a job may begin: what nobody waited for when it came may be waited for by then
+   */
+  async run<R>(
+    ticket: number,
+    signal: AbortSignal,
+    job: () => Promise<R>,
+    urgent: () => boolean = () => false,
+  ): Promise<R> {
+    await this.#enter(ticket, signal, urgent);
     try {
       return await job();
     } finally {
@@ -42,7 +51,7 @@ export class Turns {
     }
   }
 
-  #enter(ticket: number, signal: AbortSignal): Promise<void> | undefined {
+  #enter(ticket: number, signal: AbortSignal, urgent: () => boolean): Promise<void> | undefined {
     signal.throwIfAborted();
     if (this.#running < this.#limit && this.#waiting.length === 0) {
       this.#running++;
@@ -55,6 +64,7 @@ export class Turns {
       };
       const waiting: Waiting = {
         ticket,
+        urgent,
         enter: () => {
           signal.removeEventListener('abort', aborted);
           this.#running++;
@@ -70,6 +80,10 @@ export class Turns {
   }
 
   #admit(): void {
-    while (this.#running < this.#limit && this.#waiting.length > 0) this.#waiting.shift()!.enter();
+    const waiting = this.#waiting;
+    while (this.#running < this.#limit && waiting.length > 0) {
+      const urgent = waiting[0].ticket === FIRST ? 0 : waiting.findIndex((each) => each.urgent());
+      waiting.splice(Math.max(0, urgent), 1)[0].enter();
+    }
   }
 }

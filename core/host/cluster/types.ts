@@ -58,6 +58,8 @@ export interface AcquireRequest {
   readonly signal: AbortSignal;
   /** The session is not one for repair: spares are of no use to it. */
   readonly passThrough?: boolean;
+  /** Whether somebody waits for the connection now: then it comes before those that nobody waits for. */
+  readonly urgent?: () => boolean;
 }
 
 /** What {@link ServerState} turned out to be when a session doubted it. */

@@ -325,6 +325,7 @@ class PairDemo {
 
   /** A line of a gateway's log. */
   #heard(gateway: Name, event: LogEvent): void {
+    if (process.env.T4LOG) console.error(gateway, JSON.stringify(event));
     const { msg, level, code } = event;
     if (msg === 'serving an address' && Number(event.connections) + Number(event.lost) > 0) {
       const [kept, reset, ms] = [event.connections, event.lost, event.ms].map(Number);

@@ -21,6 +21,8 @@ export class Follower {
     private readonly world: World,
     private readonly log: Log,
     private readonly now: () => number,
+    /** Called with a session that can no longer be followed. */
+    private readonly onLost: (session: number) => void = () => {},
   ) {}
 
   /** A peer is there: what is known of an earlier one is void. */
@@ -54,6 +56,7 @@ export class Follower {
     } catch (error) {
       this.shadows.delete(session);
       this.failed++;
+      this.onLost(session);
       const reason = String((error as Error)?.message ?? error);
       if (this.told.has(reason) || this.told.size > 100) return;
       this.told.add(reason);

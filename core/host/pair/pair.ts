@@ -23,6 +23,7 @@ import {
   type Log,
 } from '../../contract/index.js';
 import { type Guard, guardUnavailable, installGuard, type RunCommand } from '../../io/guard.js';
+import { AckHold } from '../../io/hold/index.js';
 import type { Wire } from '../../io/index.js';
 import { PairLink } from '../../io/pair-link.js';
 import * as tcp from '../../io/tcp/index.js';
@@ -36,7 +37,7 @@ import { Balancing } from './balancing.js';
 import { Follower } from './follower.js';
 import { Journal } from './journal.js';
 import { type Keeping, type KeptSession, keptCounts } from './keeping.js';
-import type { Replica, Subject } from './replica.js';
+import type { Gate, Replica, Subject } from './replica.js';
 import { Shipper } from './shipper.js';
 import { goOnWithKept } from './solo.js';
 
@@ -70,6 +71,8 @@ const MOVE_MS = 5000;
 const SETTLED_MS = 5000;
 /** How long an order of an operator may take. */
 const ORDER_MS = 15_000;
+/** And after so long the other gateway is asked again for an address that it did not give. */
+const ASK_AGAIN_MS = 500;
 /** Sessions that cannot be told of at once are waited for so long before a planned move. */
 const SETTLE_MS = 2000;
 /** So many decisions are remembered for the status. */
@@ -78,6 +81,8 @@ const POLL_MS = 20;
 /** An address that could not be taken is tried again after so long. */
 const RETRY_MS = 1000;
 const SS_MS = 2000;
+/** For clients whose acknowledgements were held: they may wait long before they send something again. */
+const HELD_GRACES: tcp.Graces = { dataMs: 8000, acknowledgementMs: 20_000 };
 /** What the end of the link says of the peer; any other end: its host is there and its process is not. */
 const WHY: Readonly<Record<string, 'silent' | 'left'>> = { OUTLIVE_PAIR_SILENT: 'silent', OUTLIVE_PAIR_LEFT: 'left' };
 /** States of sessions that look for a server. */
@@ -122,8 +127,11 @@ export class Pair implements SessionPair {
   /** Null where the condition is off. */
   private readonly balancing: Balancing | null;
   private guard: Guard | null = null;
+  private hold: AckHold | null = null;
   /** Finds connections that the other host's kernel has answered for more than is known here. */
   private readonly gaps: tcp.GapWatch;
+  /** The same where acknowledgements were held back: clients have what is missing, and send it again in time. */
+  private readonly heldGaps: tcp.GapWatch;
   private readonly watched = new WeakMap<Wire, SessionHost>();
   private readonly startedAt: number;
   private readonly unmovable: string | null;
@@ -158,8 +166,15 @@ export class Pair implements SessionPair {
       (address, index) => new PairAddress(address, plugins.movers[index], this.permits, log, now),
     );
     this.balancing = config.conditions.balance ? new Balancing(config.balance, log) : null;
-    this.gaps = new tcp.GapWatch({ onGap: (wire, what) => this.gap(wire, what) });
-    this.follower = new Follower((opening, shared) => world.shadowWorld(opening, shared), log, now);
+    const onGap = (wire: Wire, what: 'lost' | 'ahead') => this.gap(wire, what);
+    this.gaps = new tcp.GapWatch({ onGap });
+    this.heldGaps = new tcp.GapWatch({ onGap, graces: HELD_GRACES });
+    this.follower = new Follower(
+      (opening, shared) => world.shadowWorld(opening, shared),
+      log,
+      now,
+      (session) => this.lostShadow(session),
+    );
     this.link = new PairLink({
       name: config.name,
       peer: { name: config.peer.name, ...config.peer.address },
@@ -224,6 +239,14 @@ export class Pair implements SessionPair {
   /** Makes sure that neither a process that dies nor one that lost its term speaks to clients. */
   private async protect(): Promise<void> {
     const { config, world, plugins, log } = this;
+    if (config.holdAcknowledgements !== null) {
+      // Whoever asks for it relies on it.
+      this.hold = AckHold.attach(config.holdAcknowledgements.interface);
+      log.info(
+        config.holdAcknowledgements,
+        'acknowledgements are held until the other gateway has what they acknowledge',
+      );
+    }
     if (!config.guard) return;
     const why = await guardUnavailable(world.run);
     if (why !== null) {
@@ -279,6 +302,17 @@ export class Pair implements SessionPair {
     }
   }
 
+  unheard(wire: Wire): Uint8Array[] | null {
+    const fd = tcp.fdOf(wire);
+    if (fd < 0) return null;
+    try {
+      return [...(this.unmovable === null ? [tcp.unacknowledgedBytes(fd)] : []), tcp.unwrittenOf(wire)];
+    } catch {
+      // The client is leaving.
+      return null;
+    }
+  }
+
   descriptor(wire: Wire): number {
     return tcp.fdOf(wire);
   }
@@ -286,6 +320,24 @@ export class Pair implements SessionPair {
   kept(wire: Wire): Opening['kept'] {
     if (this.keeping === null) return null;
     return keptCounts(tcp.fdOf(wire), wire.bytesRead, wire.bytesWritten - wire.backlog);
+  }
+
+  get gates(): boolean {
+    return this.hold !== null;
+  }
+
+  gate(wire: Wire, opening: Opening, received: number): Gate | null {
+    const { local, remote, receiveBase } = opening.tcp as tcp.TcpIdentity;
+    const held = this.hold?.add({ local, remote }, tcp.at(receiveBase, received)) ?? null;
+    if (held === null) return null;
+    return {
+      safe: (bytes) => held.acknowledge(tcp.at(receiveBase, bytes)),
+      prod: () => {
+        const fd = tcp.fdOf(wire);
+        if (held.behind > 0 && fd >= 0) held.prod(fd);
+      },
+      open: () => held.remove(),
+    };
   }
 
   holds(durability: 'local' | 'pair'): boolean {
@@ -535,8 +587,8 @@ export class Pair implements SessionPair {
     for (const one of proposed) if (!one.moving) one.balance = false;
   }
 
-  /** Tries to become the owner. */
-  private async ask(one: PairAddress): Promise<void> {
+  /** Tries to become the owner, and decides anew when it is; where that is not wanted, the caller goes on. */
+  private async ask(one: PairAddress, decide = true): Promise<void> {
     const { lease } = this.plugins;
     if (one.asking || one.moving || lease === null) return;
     one.asking = true;
@@ -557,7 +609,7 @@ export class Pair implements SessionPair {
     } finally {
       one.asking = false;
     }
-    if (one.lease !== null) this.look();
+    if (decide && one.lease !== null) this.look();
   }
 
   /** Makes the other gateway unable to act. */
@@ -589,6 +641,8 @@ export class Pair implements SessionPair {
     if (why === 'planned' || this.peerServes(one.address)) one.moved = { at: since, from: this.config.peer.name };
     if (one.lease === null) one.epoch++;
     const { usable, unusable } = this.follower.of(one.address);
+    // Those whose clients wait look for a server first.
+    usable.sort((x, y) => Number(y.session!.waiting) - Number(x.session!.waiting));
     const restored: { shadow: Shadow; socket: tcp.RestoredTcp }[] = [];
     let lost = unusable;
     for (const shadow of usable) {
@@ -628,7 +682,7 @@ export class Pair implements SessionPair {
       kept += done.kept;
       lost += done.lost;
     }
-    for (const { socket } of restored) this.listenForGaps(socket.image);
+    for (const { shadow, socket } of restored) this.listenForGaps(shadow, socket.image);
     for (const { shadow, socket } of restored) {
       try {
         tcp.release(socket);
@@ -638,7 +692,7 @@ export class Pair implements SessionPair {
         kept++;
         if (shadow.standstill === null) {
           this.watched.set(wire, host);
-          this.gaps.watch(wire, socket.image);
+          this.gapsOf(shadow).watch(wire, socket.image);
         } else setTimeout(() => tcp.settle(tcp.fdOf(wire)), SETTLED_MS).unref();
       } catch (error) {
         lost++;
@@ -666,9 +720,13 @@ export class Pair implements SessionPair {
     return kept;
   }
 
-  private listenForGaps({ identity, unsent }: tcp.TcpImage): void {
+  private listenForGaps(shadow: Shadow, { identity, unsent }: tcp.TcpImage): void {
     // What stood still is known to the last byte.
-    if (unsent === undefined) this.gaps.listen(identity.family, identity.local.port);
+    if (unsent === undefined) this.gapsOf(shadow).listen(identity.family, identity.local.port);
+  }
+
+  private gapsOf(shadow: Shadow): tcp.GapWatch {
+    return shadow.opening.held ? this.heldGaps : this.gaps;
   }
 
   /** The client of a connection that was taken over has or lacks something that nobody knows of: it cannot go on. */
@@ -839,8 +897,18 @@ export class Pair implements SessionPair {
 
   // --------------------------------------------------------------------------------------------------------- control
 
+  /** A session of the other gateway cannot be followed: it must not rely on that. */
+  private lostShadow(session: number): void {
+    // Where the link is gone, all is told anew.
+    this.link.control({ kind: 'retell', session }, MOVE_MS).catch(() => {});
+  }
+
   /** What the other gateway asks for. */
   private async asked(message: Control): Promise<object> {
+    if (message.kind === 'retell') {
+      this.shipper.retell(message.session ?? 0);
+      return { ok: true };
+    }
     const one = this.addresses.find(({ address }) => address === message.address);
     if (one === undefined) return { error: 'unknown address' };
     switch (message.kind) {
@@ -848,9 +916,13 @@ export class Pair implements SessionPair {
         // Of a link that is no more: the other one has gone on meanwhile.
         if (this.linkState.state !== 'up') return { took: false };
         one.epoch = Math.max(one.epoch, message.epoch ?? 0);
-        if (this.plugins.lease !== null && one.lease === null) await this.ask(one);
+        // The store is being asked already when it told that the lease is free before this message was here.
+        while (one.asking) await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+        if (this.plugins.lease !== null && one.lease === null) await this.ask(one, false);
         if (this.plugins.lease !== null && one.lease === null) return { took: false };
         await this.take(one, 'planned');
+        // It may have been on its way here already.
+        while (one.taking) await new Promise((resolve) => setTimeout(resolve, POLL_MS));
         return { took: one.serving };
       }
       case 'give':
@@ -868,21 +940,27 @@ export class Pair implements SessionPair {
       throw new CodedError('OUTLIVE_PAIR_ORDER', 'config', 'pair.conditions.operator is off: orders are not obeyed');
     }
     this.draining = what === 'drain';
-    for (const one of this.addresses) {
-      one.order = what === 'takeover' && !one.serving ? 'take' : null;
-      if (one.order !== null && this.linkState.state === 'up') {
-        await this.link.control({ kind: 'give', address: one.address }, MOVE_MS);
-      }
-    }
-    this.look();
+    for (const one of this.addresses) one.order = what === 'takeover' && !one.serving ? 'take' : null;
     const until = this.now() + ORDER_MS;
-    while (!this.obeyed && this.now() < until) await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+    do {
+      // Again and again: a move fails while a database failover is under way, for example.
+      for (const one of this.addresses) if (one.order === 'take') await this.askFor(one);
+      this.look();
+      const again = this.now() + ASK_AGAIN_MS;
+      while (!this.obeyed && this.now() < again) await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+    } while (!this.obeyed && this.now() < until);
     if (this.obeyed) return;
     for (const one of this.addresses) one.order = null;
     const left = this.addresses.filter((one) => one.serving !== (what === 'takeover')).map(({ address }) => address);
     const why = left.map((address) => `${address}: ${this.last.get(address)}`).join('; ');
     const message = `${what} was not done for ${left.join(', ')} within ${ORDER_MS} ms (${why})`;
     throw new CodedError('OUTLIVE_PAIR_ORDER', 'gateway', message);
+  }
+
+  /** Asks the other gateway for an address. */
+  private async askFor(one: PairAddress): Promise<void> {
+    if (one.moving || one.serving || this.linkState.state !== 'up') return;
+    await this.link.control({ kind: 'give', address: one.address }, MOVE_MS);
   }
 
   /** True when nothing of what was ordered is still to be done. */
@@ -906,6 +984,8 @@ export class Pair implements SessionPair {
     this.shipper.stop();
     this.keeping?.close();
     this.gaps.close();
+    this.heldGaps.close();
+    this.hold?.close();
     await Promise.all(
       this.addresses.map(async (one) => {
         if (one.serving) await one.leave();
@@ -922,6 +1002,7 @@ interface Control {
   readonly kind: string;
   readonly address: string;
   readonly epoch?: number;
+  readonly session?: number;
 }
 
 /** A connection as this host is to go on with it. */

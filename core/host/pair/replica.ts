@@ -1,6 +1,16 @@
 import { type Call, type Opening, pack, packPosition, RECORD, type Snapshot } from '../../cluster/records.js';
 import type { Shipper } from './shipper.js';
 
+/** Holds the kernel's acknowledgements of a client's bytes back. */
+export interface Gate {
+  /** The first so many bytes of the client are safe. */
+  safe(received: number): void;
+  /** The client learns of that now, if nothing that leaves anyway told it. */
+  prod(): void;
+  /** The kernel may acknowledge what it has. */
+  open(): void;
+}
+
 /** What a replica needs of the session that it tells of. */
 export interface Subject {
   readonly cluster: string;
@@ -15,12 +25,16 @@ export interface Subject {
   snapshot(): Omit<Snapshot, 'said' | 'unsaid'> | null;
   /** Bytes in the gateway that the client's kernel was not given yet. */
   queued(): number;
+  /** What was written and the client has not acknowledged; null when it cannot be told. */
+  unheard(): Uint8Array[] | null;
   /** Of the connection; -1 without one. */
   descriptor(): number;
   /** Bytes that were written to the client so far. */
   readonly written: number;
   /** What is learnt of the database. */
   facts(): unknown;
+  /** Holds acknowledgements back from now on, beyond so many bytes; null where that is not done. */
+  gate(opening: Opening, received: number): Gate | null;
   /** Writes to the client. */
   deliver(bytes: Uint8Array): void;
   /** The bytes that wait for the peer became fewer. */
@@ -31,6 +45,8 @@ export interface Subject {
 
 /** Said bytes after which the client's acknowledgements are looked at at once. */
 const LOOK_AFTER = 1024 * 1024;
+/** A session that the peer could not follow so often is one that it never can. */
+const MAX_RETOLD = 5;
 /** Larger chunks are copied: the session may move bytes within them before they have left. */
 const BY_REFERENCE = 16 * 1024;
 
@@ -47,8 +63,14 @@ export class Replica {
   private last = -1;
   private said = 0;
   private acked = 0;
+  /** Bytes of the client that the peer was told. */
+  private received = 0;
+  private gate: Gate | null = null;
+  /** What the peer was told last of the database, as far as this session knows. */
+  private facts: unknown;
   private due = false;
   private over = false;
+  private retold = 0;
 
   constructor(
     readonly id: number,
@@ -62,6 +84,14 @@ export class Replica {
     if (!this.followed) return;
     this.learnt();
     this.last = this.shipper.append(kind, this.id, chunk.length < BY_REFERENCE ? chunk : chunk.slice());
+    if (kind !== RECORD.client) return;
+    this.received += chunk.length;
+    if (this.gate !== null) this.shipper.safeAfter(this, this.received, this.last);
+  }
+
+  /** The first so many bytes of the client are safe. */
+  safe(received: number): void {
+    this.gate?.safe(received);
   }
 
   /** A call is about to be made. */
@@ -69,7 +99,7 @@ export class Replica {
     this.inside = true;
     if (!this.followed) return;
     this.learnt();
-    this.last = this.shipper.append(RECORD.call, this.id, pack(call));
+    this.last = this.shipper.append(RECORD.call, this.id, call.length > 1 ? pack(call) : packedName(call));
   }
 
   /** The input was processed. */
@@ -88,12 +118,10 @@ export class Replica {
   /** Tells the peer all, if that can be told now. */
   offer(): void {
     const { subject, shipper } = this;
-    // What was said before this gateway had the session is known to nobody here: the client must have it first.
-    if (subject.outstanding() > subject.written) return;
-    // Of these bytes only the number is known.
-    if (subject.queued() > 0) return;
     const snapshot = subject.snapshot();
     if (snapshot === null) return;
+    const unheard = subject.unheard();
+    if (unheard === null) return;
     if (!this.opened) {
       const opening = subject.opening();
       if (opening === null) {
@@ -105,10 +133,13 @@ export class Replica {
       shipper.begin(this.id, subject.descriptor());
       shipper.append(RECORD.open, this.id, pack(opening));
       this.opened = true;
+      this.gate ??= subject.gate(opening, snapshot.received);
     }
+    this.received = snapshot.received;
     this.said = subject.written + this.waiting;
-    this.acked = 0;
-    this.tell(snapshot);
+    this.acked = subject.written - unheard.reduce((sum, { length }) => sum + length, 0);
+    this.tell(snapshot, unheard);
+    if (this.gate !== null) shipper.safeAfter(this, this.received, this.last);
     this.followed = true;
     shipper.untold.delete(this);
     this.look();
@@ -117,23 +148,29 @@ export class Replica {
   /** The session is at a point that no input tells of: the peer is told all anew. */
   renew(): void {
     if (!this.followed) return;
-    const snapshot = this.subject.snapshot();
-    if (snapshot === null) {
+    const { subject } = this;
+    const snapshot = subject.snapshot();
+    // Who has followed knows it; who begins here finds in the socket what the kernel was given.
+    const unheard = subject.queued() === 0 ? [] : subject.unheard();
+    if (snapshot === null || unheard === null) {
       this.forget();
       return;
     }
-    this.tell(snapshot);
+    this.tell(snapshot, unheard);
   }
 
-  private tell(snapshot: Omit<Snapshot, 'said' | 'unsaid'>): void {
+  private tell(snapshot: Omit<Snapshot, 'said' | 'unsaid'>, unheard: readonly Uint8Array[]): void {
     this.learnt();
-    const unsaid = this.shipper.waitingOf(this);
+    const unsaid = [...unheard, ...this.shipper.waitingOf(this)];
     this.last = this.shipper.append(RECORD.capsule, this.id, pack({ ...snapshot, said: this.said, unsaid }));
   }
 
   private learnt(): void {
     const { cluster, database } = this.subject;
-    this.shipper.learnt(cluster, database, this.subject.facts());
+    const facts = this.subject.facts();
+    if (facts === this.facts) return;
+    this.shipper.learnt(cluster, database, facts);
+    this.facts = facts;
   }
 
   /** Bytes for the client: written at once, or when the peer holds what they follow from. */
@@ -141,7 +178,7 @@ export class Replica {
     const { subject, shipper } = this;
     if (!this.followed) {
       // What was said before must not be overtaken.
-      if (this.waiting > 0) this.hold(bytes);
+      if (this.waiting > 0 || this.stopped) this.hold(bytes);
       else subject.deliver(bytes);
       return;
     }
@@ -153,9 +190,14 @@ export class Replica {
     else shipper.unlooked.add(this);
   }
 
+  /** There is no peer, and without one its client is to wait. */
+  private get stopped(): boolean {
+    return this.shipper.stopped && this.subject.durable && !this.over;
+  }
+
   private hold(bytes: Uint8Array): void {
     this.waiting += bytes.length;
-    this.shipper.hold(this, bytes, this.last);
+    this.shipper.hold(this, bytes, this.stopped ? Number.POSITIVE_INFINITY : this.last);
   }
 
   /** These bytes, which waited, go to the client. */
@@ -167,6 +209,11 @@ export class Replica {
 
   /** See `SessionIo.durable`. */
   durable(): boolean {
+    if (this.stopped) {
+      if (!this.due) this.shipper.afterwards(this, Number.POSITIVE_INFINITY);
+      this.due = true;
+      return false;
+    }
     if (!this.followed || !this.subject.durable) return true;
     // Always by way of `proceed`, so that the peer's session takes the same way at the same time.
     if (!this.due) {
@@ -185,6 +232,7 @@ export class Replica {
   /** Looks how much the client's kernel has acknowledged, and tells the peer. */
   look(): void {
     if (!this.followed) return;
+    this.gate?.prod();
     const acked = this.said - this.waiting - this.subject.outstanding();
     if (acked > this.acked) {
       this.acked = acked;
@@ -223,10 +271,19 @@ export class Replica {
     this.shipper.remove(this);
   }
 
+  /** The peer could not follow any more: it is told all anew, but not without end. */
+  retell(): void {
+    if (this.over || !this.followed) return;
+    if (++this.retold <= MAX_RETOLD) this.forget();
+  }
+
   /** The peer is gone: it knows nothing any more. */
   unfollow(): void {
     this.followed = false;
     this.opened = false;
+    this.facts = undefined;
+    this.gate?.open();
+    this.gate = null;
     if (!this.over) this.shipper.untold.add(this);
   }
 
@@ -239,6 +296,7 @@ export class Replica {
   /** The session is over: what waits is delivered. */
   close(): void {
     if (this.over) {
+      this.gate?.open();
       this.shipper.remove(this);
       return;
     }
@@ -250,3 +308,12 @@ export class Replica {
 }
 
 const NOTHING = new Uint8Array(0);
+
+const names = new Map<string, Uint8Array>();
+
+/** A call without arguments, packed once: every commit makes one. */
+function packedName(call: Call): Uint8Array {
+  let bytes = names.get(call[0]);
+  if (bytes === undefined) names.set(call[0], (bytes = pack(call)));
+  return bytes;
+}

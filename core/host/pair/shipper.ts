@@ -18,8 +18,8 @@ const BURST = 64;
 
 interface Held {
   readonly replica: Replica;
-  /** Null: `proceed` is due. */
-  readonly bytes: Uint8Array | null;
+  /** Null: `proceed` is due. A number: so many bytes of the client are safe. */
+  readonly bytes: Uint8Array | number | null;
   readonly position: number;
   void: boolean;
 }
@@ -58,6 +58,11 @@ export class Shipper {
     this.timer.unref();
   }
 
+  /** There is nobody to be told, and clients of durable sessions are to wait for that. */
+  get stopped(): boolean {
+    return this.stops && !this.up;
+  }
+
   /** A session that is to be told of. */
   replicate(subject: Subject): Replica {
     const replica = new Replica(this.next++, subject, this);
@@ -88,7 +93,7 @@ export class Shipper {
     if (replica.waiting === 0) return [];
     return this.held
       .slice(this.heldFrom)
-      .flatMap((entry) => (entry.replica === replica && !entry.void && entry.bytes !== null ? [entry.bytes] : []));
+      .flatMap((entry) => (entry.replica === replica && !entry.void && entry.bytes instanceof Uint8Array ? [entry.bytes] : []));
   }
 
   /** Tells the peer what was learnt of a database, when it does not know it yet. */
@@ -97,6 +102,11 @@ export class Shipper {
     if (this.told.get(key) === facts) return;
     this.told.set(key, facts);
     this.append(RECORD.facts, 0, pack({ cluster, database, facts }));
+  }
+
+  /** The peer can no longer follow this session. */
+  retell(session: number): void {
+    this.replicas.get(session)?.retell();
   }
 
   /** Somebody is there that knows nothing: all is told anew, and positions begin anew. */
@@ -137,7 +147,7 @@ export class Shipper {
 
   /** Releases all that waits: nobody will confirm it. */
   releaseAll(): void {
-    this.release(Number.POSITIVE_INFINITY);
+    this.release(Number.POSITIVE_INFINITY, true);
   }
 
   /** Keeps bytes until the record at `position` is held by the peer. */
@@ -147,6 +157,12 @@ export class Shipper {
       return;
     }
     this.held.push({ replica, bytes, position, void: false });
+  }
+
+  /** So many bytes of its client are safe when the record at `position` is held by the peer. */
+  safeAfter(replica: Replica, received: number, position: number): void {
+    this.held.push({ replica, bytes: received, position, void: false });
+    this.unlooked.add(replica);
   }
 
   /** `proceed` is called when the record at `position` is held by the peer. */
@@ -178,13 +194,14 @@ export class Shipper {
     for (const check of [...this.watchers]) check();
   }
 
-  private release(below: number): void {
+  private release(below: number, all = false): void {
     while (this.heldFrom < this.held.length) {
       const entry = this.held[this.heldFrom];
-      if (entry.position >= below) break;
+      if (entry.position >= below && !all) break;
       this.heldFrom++;
       if (entry.void) continue;
       if (entry.bytes === null) entry.replica.proceed();
+      else if (typeof entry.bytes === 'number') entry.replica.safe(entry.bytes);
       else entry.replica.release(entry.bytes);
     }
     if (this.heldFrom === this.held.length) {
@@ -202,7 +219,7 @@ export class Shipper {
       const entry = this.held[i];
       if (entry.replica !== replica || entry.void) continue;
       entry.void = true;
-      if (entry.bytes !== null) replica.release(entry.bytes);
+      if (entry.bytes instanceof Uint8Array) replica.release(entry.bytes);
     }
   }
 

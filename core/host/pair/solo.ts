@@ -1,6 +1,6 @@
 import type { Log } from '../../contract/index.js';
 import type { Wire } from '../../io/index.js';
-import { fdOf } from '../../io/tcp/index.js';
+import { fdOf, unwrittenOf } from '../../io/tcp/index.js';
 import type { SessionHost, SessionPair } from '../session-host.js';
 import { Journal } from './journal.js';
 import { type Keeping, keptCounts } from './keeping.js';
@@ -36,6 +36,10 @@ export class Solo implements SessionPair {
     return 0;
   }
 
+  unheard(wire: Wire): Uint8Array[] {
+    return [unwrittenOf(wire)];
+  }
+
   descriptor(wire: Wire): number {
     return fdOf(wire);
   }
@@ -43,6 +47,13 @@ export class Solo implements SessionPair {
   kept(wire: Wire): { received: number; written: number } | null {
     const fd = fdOf(wire);
     return fd < 0 ? null : keptCounts(fd, wire.bytesRead, wire.bytesWritten - wire.backlog);
+  }
+
+  readonly gates = false;
+
+  /** What the kernel has acknowledged and nobody has read waits in the socket, which the keeper holds. */
+  gate(): null {
+    return null;
   }
 
   /** A note costs no way to another host: every client waits for it, so that none knows more than the next engine. */

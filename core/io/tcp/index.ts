@@ -2,6 +2,7 @@ export type { Endpoint } from './address.js';
 export { announce } from './announce.js';
 export { DEFAULT_GRACES, GapJudge, type GapOptions, GapWatch, type Graces, type Verdict } from './gaps.js';
 export {
+  at,
   discard,
   type FrozenTcp,
   freeze,
@@ -16,5 +17,6 @@ export {
   tcpRepairUnavailable,
   thawInPlace,
   unacknowledged,
+  unacknowledgedBytes,
 } from './repair.js';
-export { type FrozenWire, fdOf, freezeWire, wireOf } from './wire.js';
+export { type FrozenWire, fdOf, freezeWire, unwrittenOf, wireOf } from './wire.js';

@@ -168,6 +168,21 @@ export function unacknowledged(fd: number): number {
 }
 
 /**
+ * The bytes that {@link unacknowledged} counts; a few more when the peer acknowledges at this moment. The connection goes on.
+ * Throws like {@link identify}.
+ */
+export function unacknowledgedBytes(fd: number): Uint8Array {
+  if (ask(fd, SIOCOUTQ) === 0) return new Uint8Array(0);
+  setOption(fd, IPPROTO_TCP, TCP_REPAIR, REPAIR_ON);
+  try {
+    return peek(fd, SEND_QUEUE, ask(fd, SIOCOUTQ));
+  } finally {
+    tryOption(fd, IPPROTO_TCP, TCP_REPAIR_QUEUE, NO_QUEUE);
+    leaveRepair(fd, REPAIR_OFF_SILENT);
+  }
+}
+
+/**
  * Stops a connection for a planned move and takes everything that another host needs. From now on nothing that arrives is
  * acknowledged, and closing the socket is silent. Throws like {@link identify}, and the connection goes on then.
  * @param received bytes that the reader was given; it must have stopped reading
@@ -304,8 +319,8 @@ export function resetConnection(fd: number): void {
 
 /** The sequence number of a position in a stream. */
 export function at(base: number, position: number): number {
-  // Exact: both are far below 2^53.
-  return (base + position) % 2 ** 32;
+  // Modulo 2^32, also of a position before the first one; exact, as both are far below 2^53.
+  return (base + position) >>> 0;
 }
 
 /**
@@ -411,7 +426,8 @@ function peek(fd: number, queue: number, length: number): Uint8Array {
   // The send queue is given in whole segments: a partly acknowledged one is in front of what was asked for.
   const buffer = new Uint8Array(length + 128 * 1024);
   const count = check(libc().recv(fd, buffer, buffer.length, MSG_PEEK | MSG_DONTWAIT), 'recv MSG_PEEK');
-  return buffer.slice(count - length, count);
+  // Some of them may have been acknowledged since they were counted.
+  return buffer.slice(Math.max(0, count - length), count);
 }
 
 /** Gives the kernel the first `length` bytes of the chunks. @returns the rest of them */

@@ -28,6 +28,11 @@ export function fdOf(wire: Wire): number {
   return wire instanceof RawWire ? wire.fd : -1;
 }
 
+/** What a wire that can be moved was given and the kernel was not yet. */
+export function unwrittenOf(wire: Wire): Uint8Array {
+  return wire instanceof RawWire ? wire.unwritten : new Uint8Array(0);
+}
+
 /** A wire that was taken off its connection, which stands still. */
 export interface FrozenWire {
   readonly tcp: FrozenTcp;
