@@ -26,12 +26,13 @@ export class Crowd {
   }
 
   /**
-   * Lets connections ask something; resolves when all is sent.
-   * @param count so many, the first ones; by default all
+   * Lets connections ask something; resolves when all is sent. None of them may owe an answer.
+   * @param from the first of them, in the order in which they were opened, from 0
+   * @param to the one behind the last of them; by default there is none
    * @returns how many did
    */
-  async ask(count: number | null = null): Promise<number> {
-    return await this.#remote.ask('ask', count);
+  async ask(from = 0, to: number | null = null): Promise<number> {
+    return await this.#remote.ask('ask', { from, to });
   }
 
   /** Waits until none owes an answer, and tells how they got on. */

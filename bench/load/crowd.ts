@@ -77,10 +77,10 @@ serve({
     });
     sessions.push(...opened);
   },
-  /** Each of the first so many connections asks something. Resolves when the requests are sent. */
-  ask: (count: number | null) => {
+  /** Each of some connections asks something. Resolves when the requests are sent. */
+  ask: ({ from, to }: { from: number; to: number | null }) => {
     answeredAt = [];
-    const asked = sessions.slice(0, count ?? sessions.length).filter(({ open }) => open);
+    const asked = sessions.slice(from, to ?? sessions.length).filter(({ open }) => open);
     silent += asked.length;
     for (const session of asked) void ask(session);
     return asked.length;

@@ -39,6 +39,8 @@ export interface Opening {
   readonly cancelKey: string;
   /** What a survivor's kernel must know of the connection; null when it cannot be moved. */
   readonly tcp: unknown;
+  /** The client was told nothing that does not follow from what came here. */
+  readonly durable: boolean;
   /** Its host acknowledges the client's bytes only when they are safe, so that nothing is lost with it. */
   readonly held: boolean;
   /** What is to be added to the counts of this host's kernel for those of {@link Snapshot}; null where nobody holds the connection. */

@@ -12,7 +12,16 @@ import type {
   PluginContext,
 } from '../contract/index.js';
 import { CodedError } from '../contract/index.js';
-import { type AcceptOptions, type Listener, listen, listenOn, runCommand, type ServerTls, serverTls, type Wire } from '../io/index.js';
+import {
+  type AcceptOptions,
+  type Listener,
+  listen,
+  listenOn,
+  runCommand,
+  type ServerTls,
+  serverTls,
+  type Wire,
+} from '../io/index.js';
 import { announce } from '../io/tcp/index.js';
 import { abandon } from '../io/tcp/standstill.js';
 import { type Admin, type Order, startAdmin } from './admin.js';

@@ -336,6 +336,7 @@ export class SessionHost implements SessionIo {
       greeting: this.greeting!,
       cancelKey,
       tcp,
+      durable: pair.holds(this.env.listener.durability),
       held: tcp !== null && pair.gates,
       kept,
     };

@@ -107,9 +107,10 @@ export class KeptGateway {
 
   /** Kills both. */
   async kill(): Promise<void> {
-    if (this.child.exitCode === null && this.child.signalCode === null) this.child.kill('SIGKILL');
-    await new Promise((resolve) => this.child.once('exit', resolve).exitCode !== null && resolve(null));
-    if (this.engine > 0 && existsSync(`/proc/${this.engine}`)) process.kill(this.engine, 'SIGKILL');
+    // The keeper first: it would start another engine.
+    const { child, engine } = this;
+    if (child.exitCode === null && child.signalCode === null && child.kill('SIGKILL')) await once(child, 'exit');
+    if (engine > 0 && existsSync(`/proc/${engine}`)) process.kill(engine, 'SIGKILL');
     await this.exited;
   }
 }
@@ -162,7 +163,11 @@ export async function startKept(
 export async function localClients(): Promise<ClientHost> {
   const script = (name: string) =>
     new Remote(
-      fork(join(compiled(), 'core/host/demo/lab', name), { cwd: '/', execArgv: [], env: { ...process.env, NODE_OPTIONS: '' } }),
+      fork(join(compiled(), 'core/host/demo/lab', name), {
+        cwd: '/',
+        execArgv: [],
+        env: { ...process.env, NODE_OPTIONS: '' },
+      }),
       'the clients',
     );
   return await ClientHost.start({ script } as unknown as Host);

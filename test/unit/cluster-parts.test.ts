@@ -13,11 +13,13 @@ describe('the login queue', () => {
   const jobs = (turns: Turns) => {
     const order: string[] = [];
     const open = new Map<string, () => void>();
-    const add = (name: string, ticket: number, signal = never) =>
-      turns.run(ticket, signal, () => {
+    const add = (name: string, ticket: number, signal = never, urgent?: () => boolean) => {
+      const job = () => {
         order.push(name);
         return new Promise<void>((resolve) => open.set(name, resolve));
-      });
+      };
+      return turns.run(ticket, signal, job, urgent);
+    };
     const end = async (name: string) => {
       open.get(name)!();
       await settle();
@@ -51,6 +53,22 @@ describe('the login queue', () => {
     await settle();
     for (const name of ['running', 'own', 'back again', 'late', 'spare']) await end(name);
     expect(order).toEqual(['running', 'own', 'back again', 'late', 'spare']);
+  });
+
+  it('prefers what is urgent when a job may begin, but not to the own logins', async () => {
+    const turns = new Turns(1);
+    const { order, add, end } = jobs(turns);
+    let urgent = false;
+    void add('running', 1);
+    void add('idle', 2);
+    void add('late', 3, never, () => urgent);
+    void add('urgent', 4, never, () => true);
+    void add('own', FIRST);
+    await settle();
+    for (const name of ['running', 'own']) await end(name);
+    urgent = true;
+    for (const name of ['urgent', 'late', 'idle']) await end(name);
+    expect(order).toEqual(['running', 'own', 'urgent', 'late', 'idle']);
   });
 
   it('lets go of who is aborted, waiting or not, and of who fails', async () => {

@@ -52,7 +52,10 @@ export class Keeping {
     const client = await KeeperClient.connect(path, {
       onRetire,
       onLost: (error) =>
-        log.error({ code: 'OUTLIVE_KEEPER_LOST' }, `the keeper is gone, a crash now costs the connections: ${error.message}`),
+        log.error(
+          { code: 'OUTLIVE_KEEPER_LOST' },
+          `the keeper is gone, a crash now costs the connections: ${error.message}`,
+        ),
       onRefused: (asked, key, reason) => log.warn({ asked, key, reason }, 'the keeper refused something'),
     });
     return new Keeping(client, await client.claim(), prefix, log);
@@ -100,7 +103,11 @@ export class Keeping {
     const unsaid = shadow.saidFrom(said);
     if (received !== shadow.received || unsaid === null) {
       const what = `read ${received - shadow.received} bytes of its client, said ${said - shadow.said} to it`;
-      throw new CodedError('OUTLIVE_TAKEOVER_GAP', 'gateway', `the engine before had left no note of all it did: ${what}`);
+      throw new CodedError(
+        'OUTLIVE_TAKEOVER_GAP',
+        'gateway',
+        `the engine before had left no note of all it did: ${what}`,
+      );
     }
     const wire = tcp.wireOf(fd);
     for (const bytes of unsaid) wire.write(bytes);

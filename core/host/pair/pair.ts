@@ -81,6 +81,8 @@ const POLL_MS = 20;
 /** An address that could not be taken is tried again after so long. */
 const RETRY_MS = 1000;
 const SS_MS = 2000;
+/** A client that has said nothing for so long after a takeover is not waited for any more. */
+const UNHEARD_MS = 11_000;
 /** For clients whose acknowledgements were held: they may wait long before they send something again. */
 const HELD_GRACES: tcp.Graces = { dataMs: 8000, acknowledgementMs: 20_000 };
 /** What the end of the link says of the peer; any other end: its host is there and its process is not. */
@@ -167,8 +169,9 @@ export class Pair implements SessionPair {
     );
     this.balancing = config.conditions.balance ? new Balancing(config.balance, log) : null;
     const onGap = (wire: Wire, what: 'lost' | 'ahead') => this.gap(wire, what);
-    this.gaps = new tcp.GapWatch({ onGap });
-    this.heldGaps = new tcp.GapWatch({ onGap, graces: HELD_GRACES });
+    const onAgreed = (wire: Wire) => this.agreed(wire);
+    this.gaps = new tcp.GapWatch({ onGap, onAgreed });
+    this.heldGaps = new tcp.GapWatch({ onGap, onAgreed, graces: HELD_GRACES });
     this.follower = new Follower(
       (opening, shared) => world.shadowWorld(opening, shared),
       log,
@@ -526,7 +529,7 @@ export class Pair implements SessionPair {
       conditions: this.config.conditions,
       timing: { ...DEFAULT_TIMING, silence: this.config.silence },
     };
-    decide(situation).forEach((decision, index) => this.act(this.addresses[index], decision));
+    for (const [index, decision] of decide(situation).entries()) this.act(this.addresses[index], decision);
     if (this.wake !== null) clearTimeout(this.wake);
     const next = nextLook(situation);
     this.wake = next === Number.POSITIVE_INFINITY ? null : setTimeout(() => this.look(), next - now + 1);
@@ -693,6 +696,7 @@ export class Pair implements SessionPair {
         if (shadow.standstill === null) {
           this.watched.set(wire, host);
           this.gapsOf(shadow).watch(wire, socket.image);
+          if (!shadow.opening.durable) this.withhold(wire);
         } else setTimeout(() => tcp.settle(tcp.fdOf(wire)), SETTLED_MS).unref();
       } catch (error) {
         lost++;
@@ -723,6 +727,19 @@ export class Pair implements SessionPair {
   private listenForGaps(shadow: Shadow, { identity, unsent }: tcp.TcpImage): void {
     // What stood still is known to the last byte.
     if (unsent === undefined) this.gapsOf(shadow).listen(identity.family, identity.local.port);
+  }
+
+  /** Its client may have been told more than is known here: it is told nothing until its positions say that it was not. */
+  private withhold(wire: Wire): void {
+    wire.cork();
+    this.withheld.add(wire);
+    setTimeout(() => this.agreed(wire), UNHEARD_MS).unref();
+  }
+
+  private readonly withheld = new Set<Wire>();
+
+  private agreed(wire: Wire): void {
+    if (this.withheld.delete(wire) && wire.open) wire.uncork();
   }
 
   private gapsOf(shadow: Shadow): tcp.GapWatch {

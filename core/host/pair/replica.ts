@@ -118,6 +118,7 @@ export class Replica {
   /** Tells the peer all, if that can be told now. */
   offer(): void {
     const { subject, shipper } = this;
+    if (this.retold > MAX_RETOLD) return;
     const snapshot = subject.snapshot();
     if (snapshot === null) return;
     const unheard = subject.unheard();
@@ -274,7 +275,8 @@ export class Replica {
   /** The peer could not follow any more: it is told all anew, but not without end. */
   retell(): void {
     if (this.over || !this.followed) return;
-    if (++this.retold <= MAX_RETOLD) this.forget();
+    this.retold++;
+    this.forget();
   }
 
   /** The peer is gone: it knows nothing any more. */

@@ -93,7 +93,9 @@ export class Shipper {
     if (replica.waiting === 0) return [];
     return this.held
       .slice(this.heldFrom)
-      .flatMap((entry) => (entry.replica === replica && !entry.void && entry.bytes instanceof Uint8Array ? [entry.bytes] : []));
+      .flatMap((entry) =>
+        entry.replica === replica && !entry.void && entry.bytes instanceof Uint8Array ? [entry.bytes] : [],
+      );
   }
 
   /** Tells the peer what was learnt of a database, when it does not know it yet. */
