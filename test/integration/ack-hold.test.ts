@@ -280,7 +280,13 @@ describe.skipIf(why !== null)('acknowledgements that are held back', () => {
     expect(await attached()).toBe(0);
   });
 
-  it('says which interface is missing, and leaves nothing behind', async () => {
+  it('says which interface is missing or unfit, and leaves nothing behind', async () => {
+    here.sh('ip tuntap add mode tun name tun0');
+    await expect(here.inside(() => AckHold.attach('tun0'))).rejects.toMatchObject({
+      code: 'OUTLIVE_ACK_HOLD_UNAVAILABLE',
+      message: expect.stringContaining('tun0 has no Ethernet headers'),
+    });
+    (await here.inside(() => AckHold.attach('lo'))).close();
     await expect(here.inside(() => AckHold.attach('nowhere0'))).rejects.toMatchObject({ code: 'OUTLIVE_TCP_ADDRESS' });
     expect(await attached()).toBe(0);
   });

@@ -81,6 +81,8 @@ const POLL_MS = 20;
 /** An address that could not be taken is tried again after so long. */
 const RETRY_MS = 1000;
 const SS_MS = 2000;
+/** So much of what a client may know to be safe is told at once. */
+const PROD_AT = 64 * 1024;
 /** A client that has said nothing for so long after a takeover is not waited for any more. */
 const UNHEARD_MS = 11_000;
 /** For clients whose acknowledgements were held: they may wait long before they send something again. */
@@ -333,12 +335,18 @@ export class Pair implements SessionPair {
     const { local, remote, receiveBase } = opening.tcp as tcp.TcpIdentity;
     const held = this.hold?.add({ local, remote }, tcp.at(receiveBase, received)) ?? null;
     if (held === null) return null;
+    const prod = (least: number): void => {
+      if (held.behind < least) return;
+      const fd = tcp.fdOf(wire);
+      if (fd >= 0) held.prod(fd);
+    };
     return {
-      safe: (bytes) => held.acknowledge(tcp.at(receiveBase, bytes)),
-      prod: () => {
-        const fd = tcp.fdOf(wire);
-        if (held.behind > 0 && fd >= 0) held.prod(fd);
+      safe: (bytes) => {
+        held.acknowledge(tcp.at(receiveBase, bytes));
+        // Answers tell the client of little; without a word, one who sends much would wait for its window.
+        prod(PROD_AT);
       },
+      prod: () => prod(1),
       open: () => held.remove(),
     };
   }

@@ -1,6 +1,19 @@
-import { endianness } from 'node:os';
 import { addressBytes, type Endpoint, interfaceIndex } from '../tcp/address.js';
-import { IPPROTO_TCP, SO_REUSEADDR, SOL_SOCKET, TCP_REPAIR, tryOption } from '../tcp/libc.js';
+import {
+  AF_INET,
+  check,
+  closeSocket,
+  IPPROTO_TCP,
+  LITTLE,
+  libc,
+  openSocket,
+  SIOCGIFHWADDR,
+  SO_REUSEADDR,
+  SOCK_STREAM,
+  SOL_SOCKET,
+  TCP_REPAIR,
+  tryOption,
+} from '../tcp/libc.js';
 import {
   attachEgress,
   closeDescriptor,
@@ -69,7 +82,7 @@ interface Parts {
 
 /** Throws OUTLIVE_ACK_HOLD_UNAVAILABLE. @param room for how many connections */
 function loadParts(room: number): Parts {
-  if (endianness() !== 'LE') throw unavailable('it is made for little-endian machines');
+  if (!LITTLE) throw unavailable('it is made for little-endian machines');
   const undo: (() => void)[] = [];
   const release = (): void => {
     for (const step of undo.reverse()) step();
@@ -162,7 +175,9 @@ export class AckHold {
   static attach(networkInterface: string, room = DEFAULT_CONNECTIONS): AckHold {
     const parts = loadParts(room);
     try {
-      return new AckHold(parts, attachEgress(parts.program, interfaceIndex(networkInterface)), room);
+      const index = interfaceIndex(networkInterface);
+      if (!hasEthernetHeaders(networkInterface)) throw unavailable(`${networkInterface} has no Ethernet headers`);
+      return new AckHold(parts, attachEgress(parts.program, index), room);
     } catch (error) {
       parts.release();
       throw error;
@@ -274,6 +289,25 @@ class HeldConnection implements Held {
     this.#first = 0;
     this.#release = null;
   }
+}
+
+/** Hardware types (linux/if_arp.h), and where `struct ifreq` (netdevice(7)) has its name, its value and its end. */
+const ARPHRD_ETHER = 1;
+const ARPHRD_LOOPBACK = 772;
+const IFREQ = { value: 16, size: 40 };
+
+/** Tunnels like WireGuard have none: the program would find no connection and hold nothing. Throws OUTLIVE_TCP_CALL_FAILED. */
+function hasEthernetHeaders(networkInterface: string): boolean {
+  const request = new DataView(new ArrayBuffer(IFREQ.size));
+  new TextEncoder().encodeInto(networkInterface, new Uint8Array(request.buffer));
+  const fd = openSocket(AF_INET, SOCK_STREAM, 0);
+  try {
+    check(libc().ioctl(fd, SIOCGIFHWADDR, request), 'ioctl SIOCGIFHWADDR');
+  } finally {
+    closeSocket(fd);
+  }
+  const type = request.getUint16(IFREQ.value, true);
+  return type === ARPHRD_ETHER || type === ARPHRD_LOOPBACK;
 }
 
 /** The key of a connection in the program's map. */
