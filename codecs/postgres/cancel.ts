@@ -4,9 +4,11 @@ import type { Exchange } from '../../core/contract/index.js';
 import type { CancelKey } from './login.js';
 import { cancelRequest, simpleQuery } from './messages.js';
 
-/** How often, and every how many milliseconds, it is looked whether a terminated session is gone. */
-const LOOKS = 25;
-const LOOK_EVERY_MS = 20;
+/**
+ * Pauses before the looks whether a terminated session is gone, in ms: most need one to three, and hundreds of sessions may have to
+ * be ended one after the other.
+ */
+const PAUSES_MS = [1, 2, 4, 8, ...new Array<number>(24).fill(20)];
 
 /**
  * The dialogue of a cancel request, on a connection of its own: one message, no answer; the server then closes.
@@ -30,11 +32,10 @@ export function* terminate(backendId: string): Exchange<boolean> {
   // For a process that is gone already this warns and answers false; without the right to, it is an error: the look tells.
   const asked = yield* simpleQuery(`SELECT pg_terminate_backend(${backendId})`);
   if (asked.error?.fatal) return false;
-  for (let look = 0; look < LOOKS; look++) {
-    const sleep = look === 0 ? 0 : LOOK_EVERY_MS / 1000;
+  for (const pause of PAUSES_MS) {
     // The sleep is the first statement of its own, so that the second one does not see the statistics from before it.
     const { rows, error } = yield* simpleQuery(
-      `SELECT pg_sleep(${sleep}); SELECT 1 FROM pg_stat_activity WHERE pid = ${backendId}`,
+      `SELECT pg_sleep(${pause / 1000}); SELECT 1 FROM pg_stat_activity WHERE pid = ${backendId}`,
     );
     if (error !== null) return false;
     if (rows.length === 1) return true;

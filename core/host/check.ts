@@ -1,6 +1,14 @@
 import { createRequire } from 'node:module';
 import Table from 'cli-table3';
-import { type Capabilities, CONTRACT_VERSION, type Codec, CodedError, type PluginContext } from '../contract/index.js';
+import {
+  type Capabilities,
+  CONTRACT_VERSION,
+  type Codec,
+  CodedError,
+  type LeasePlugin,
+  type PluginContext,
+} from '../contract/index.js';
+import { type Abilities, describePair, pairGaps, pairRows } from './check-pair.js';
 import {
   type Address,
   type Config,
@@ -47,25 +55,33 @@ export async function tryPlugins(config: Config, extensions: Extensions): Promis
     run: refuse,
     readFile: fileReader(config.baseDir),
   };
-  const uses: (PluginUse | null)[] = [
-    ...config.listeners.map((listener) => listener.credentials),
-    ...config.clusters.flatMap((cluster) => [cluster.promotion, cluster.fence]),
+  const { pair } = config;
+  const uses: { use: PluginUse | null; address?: string }[] = [
+    ...config.listeners.map(({ credentials: use }) => ({ use })),
+    ...config.clusters.flatMap(({ promotion, fence }) => [{ use: promotion }, { use: fence }]),
+    ...(pair === null ? [] : [{ use: pair.lease }, { use: pair.fence }]),
+    ...(pair?.addresses ?? []).map(({ mover: use, address }) => ({ use, address })),
   ];
   try {
-    for (const use of uses) {
+    for (const { use, address } of uses) {
       if (use === null) continue;
-      await startPlugin(extensions, use, context).catch((error: unknown) => {
+      const started = await startPlugin(extensions, use, { ...context, address }).catch((error: unknown) => {
         // It got as far as its first question to the outside: its options are good.
         if (!(error instanceof CodedError && error.code === OFFLINE)) throw error;
       });
+      if (use === pair?.lease) await (started as LeasePlugin | undefined)?.close();
     }
   } finally {
     stop.abort();
   }
 }
 
-/** Says what a configuration would run, and what of it is not protected: plain data, sizes in bytes, times in ms. */
-export function describeConfig(config: Config, extensions: Extensions) {
+/**
+ * Says what a configuration would run, and what of it is not protected: plain data, sizes in bytes, times in ms.
+ *
+ * @param here what this host can do for a pair; null when that was not tried
+ */
+export function describeConfig(config: Config, extensions: Extensions, here: Abilities | null = null) {
   return {
     version: VERSION,
     contract: CONTRACT_VERSION,
@@ -81,6 +97,7 @@ export function describeConfig(config: Config, extensions: Extensions) {
         credentials: listener.credentials?.plugin ?? null,
         tls: listener.tls.mode,
         cluster: listener.cluster,
+        durability: listener.durability,
         mutables: listener.mutables,
         limits: listener.limits,
         failover: listener.failover,
@@ -110,8 +127,9 @@ export function describeConfig(config: Config, extensions: Extensions) {
       concurrentLogins: cluster.logins.concurrent,
       silence: cluster.detection.silence,
     })),
+    pair: describePair(config, here),
     admin: config.admin && writeAddress(config.admin.listen),
-    unprotected: findGaps(config, extensions),
+    unprotected: [...findGaps(config, extensions), ...pairGaps(config, here)],
   };
 }
 
@@ -217,6 +235,12 @@ function describeMutables(policy: 'keep' | 'strict', able: boolean): string {
     : 'keep, which the codec cannot do: a repeated transaction fails when a value that the server made up differs';
 }
 
+function describeDurability(durability: 'local' | 'pair'): string {
+  return durability === 'pair'
+    ? 'pair: clients get nothing that the other gateway does not hold'
+    : 'local: answers do not wait for the other gateway';
+}
+
 function isLoopback(host: string): boolean {
   return /^(localhost|127\.\d+\.\d+\.\d+|::1)$/i.test(host) || host.startsWith('/');
 }
@@ -244,6 +268,7 @@ export function renderReport(report: CheckReport, width = 100): string {
         ['auth', `${listener.auth}${listener.credentials === null ? '' : `, users from ${listener.credentials}`}`],
         ['tls', listener.tls],
         ['cluster', listener.cluster],
+        ...(report.pair === null ? [] : [['durability', describeDurability(listener.durability)] as [string, string]]),
         [
           'failover',
           `wait ${formatDuration(failover.wait)}, ${failover.attempts} attempts, keepalive ${formatDuration(failover.keepalive)}, ` +
@@ -289,6 +314,8 @@ export function renderReport(report: CheckReport, width = 100): string {
       ]),
     );
   }
+  if (report.pair !== null)
+    parts.push(table(width, `pair: this is gateway ${report.pair.name}`, pairRows(report.pair)));
   parts.push(`admin: ${report.admin === null ? 'none' : `http://${report.admin}/`}`);
   parts.push(
     report.unprotected.length === 0

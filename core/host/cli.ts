@@ -2,6 +2,7 @@ import { Command, CommanderError, InvalidArgumentError } from 'commander';
 import { CodedError, type Log } from '../contract/index.js';
 import { askAdmin, type Order } from './admin.js';
 import { describeConfig, renderReport, tryPlugins, VERSION } from './check.js';
+import { tryAbilities } from './check-pair.js';
 import { type Config, ConfigError, loadConfig } from './config/index.js';
 import { createLog } from './log.js';
 import { loadExtensions } from './registry.js';
@@ -211,7 +212,7 @@ async function check(file: string, json: boolean, io: Io): Promise<number> {
     const config = await loadConfig(file, io.env);
     const extensions = await loadExtensions(config);
     await tryPlugins(config, extensions);
-    const report = describeConfig(config, extensions);
+    const report = describeConfig(config, extensions, config.pair === null ? null : await tryAbilities());
     io.out(json ? `${JSON.stringify({ ok: true, ...report }, null, 2)}\n` : renderReport(report, io.columns));
     return EXIT.ok;
   } catch (error) {

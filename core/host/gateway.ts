@@ -118,7 +118,8 @@ class RunningGateway implements Gateway {
     if (this.solo !== null) this.goOnAlone(this.keeping!);
     await this.pair?.start();
     if (this.config.admin !== null) {
-      const metrics = createMetrics(this.stats);
+      const { pair } = this;
+      const metrics = createMetrics(this.stats, pair === null ? null : () => pair.figures());
       this.adminServer = await startAdmin(
         this.config.admin.listen,
         { metrics, health: () => this.health(), status: () => this.status(), order: (what) => this.order(what) },
@@ -421,6 +422,11 @@ class Door {
       return;
     }
     const host = this.host(wire);
+    const refusal = this.pair?.refusal(host.address) ?? null;
+    if (refusal !== null) {
+      host.fatal(refusal);
+      return;
+    }
     this.greetings++;
     let greeted = false;
     host.onGreeted = () => {

@@ -76,6 +76,30 @@ export class Stats {
   }
 }
 
+/** What a gateway of a pair counts, as it is when asked. */
+export interface PairFigures {
+  readonly linkUp: boolean;
+  /** Sessions here that the other gateway follows. */
+  readonly followed: number;
+  /** Sessions of the other gateway: those that are followed here, and those of them that could be gone on with now. */
+  readonly shadows: { readonly total: number; readonly adoptable: number };
+  /** Sessions of the other gateway that could no longer be followed, since the start. */
+  readonly shadowsFailed: number;
+  readonly addresses: readonly { readonly address: string; readonly serving: boolean; readonly epoch: number }[];
+  readonly takeovers: number;
+  /** Addresses given to the other gateway. */
+  readonly planned: number;
+  /** Connections that were taken over, and those that could not be. */
+  readonly kept: number;
+  readonly reset: number;
+  /** 0 when there was none. */
+  readonly lastTakeoverMs: number;
+  /** Bytes for clients that wait until the other gateway knows what they follow from. */
+  readonly heldBytes: number;
+  /** Bytes on their way to the other gateway that it has not confirmed. */
+  readonly backlogBytes: number;
+}
+
 /** The metrics of one gateway, for Prometheus. */
 export interface Metrics {
   readonly contentType: string;
@@ -83,8 +107,12 @@ export interface Metrics {
   text(): Promise<string>;
 }
 
-/** Offers the counters, and Node's own metrics, to Prometheus. */
-export function createMetrics(stats: Stats): Metrics {
+/**
+ * Offers the counters, and Node's own metrics, to Prometheus.
+ *
+ * @param pair what to say of the pair; null without one
+ */
+export function createMetrics(stats: Stats, pair: (() => PairFigures) | null = null): Metrics {
   const registry = new Registry();
   const registers = [registry];
   collectDefaultMetrics({ register: registry });
@@ -145,6 +173,51 @@ export function createMetrics(stats: Stats): Metrics {
   );
   counter('outlive_out_of_sync_total', 'Streams that could not be understood.', () => stats.outOfSync);
   tally('outlive_errors_total', 'Errors that the gateway answered with.', 'code', () => stats.errors);
+
+  if (pair !== null) {
+    const gauge = (name: string, help: string, read: (figures: PairFigures) => number) =>
+      new Gauge({
+        name,
+        help,
+        registers,
+        collect() {
+          this.set(read(pair()));
+        },
+      });
+    const byAddress = (name: string, help: string, read: (of: PairFigures['addresses'][number]) => number) =>
+      new Gauge({
+        name,
+        help,
+        registers,
+        labelNames: ['address'],
+        collect() {
+          for (const each of pair().addresses) this.set({ address: each.address }, read(each));
+        },
+      });
+    gauge('outlive_pair_link_up', 'Whether the other gateway is there.', ({ linkUp }) => Number(linkUp));
+    gauge('outlive_pair_followed', 'Sessions here that the other gateway follows.', ({ followed }) => followed);
+    gauge('outlive_pair_shadows', 'Sessions of the other gateway that are followed here.', (f) => f.shadows.total);
+    gauge('outlive_pair_adoptable', 'Those of them that could be gone on with now.', (f) => f.shadows.adoptable);
+    counter(
+      'outlive_pair_shadows_failed_total',
+      'Sessions that could no longer be followed.',
+      () => pair().shadowsFailed,
+    );
+    byAddress('outlive_pair_serving', 'Whether an address is served here.', ({ serving }) => Number(serving));
+    byAddress('outlive_pair_epoch', 'The highest epoch that is known of an address.', ({ epoch }) => epoch);
+    counter('outlive_pair_takeovers_total', 'Addresses that were taken over.', () => pair().takeovers);
+    counter('outlive_pair_given_total', 'Addresses that were given to the other gateway.', () => pair().planned);
+    tally('outlive_pair_connections_total', 'Connections that a takeover met, by result.', 'result', () => {
+      const { kept, reset } = pair();
+      return [
+        ['kept', kept],
+        ['reset', reset],
+      ];
+    });
+    gauge('outlive_pair_last_takeover_seconds', 'Time of the last takeover.', (f) => f.lastTakeoverMs / 1000);
+    gauge('outlive_pair_held_bytes', 'Bytes for clients that wait for the other gateway.', (f) => f.heldBytes);
+    gauge('outlive_pair_backlog_bytes', 'Bytes that the other gateway has not confirmed.', (f) => f.backlogBytes);
+  }
 
   return { contentType: registry.contentType, text: async () => (await registry.metrics()) + pauseHistogram(stats) };
 }

@@ -140,7 +140,8 @@ export class SessionHost implements SessionIo {
     try {
       await this.meet();
     } catch (error) {
-      this.refuse(error);
+      // What was given up because this session ended is nobody's fault.
+      if (!this.ended || error instanceof CodedError) this.refuse(error);
     } finally {
       this.onGreeted();
     }
@@ -382,8 +383,30 @@ export class SessionHost implements SessionIo {
    * @returns the position of the record that the peer must hold; null when it cannot be moved
    */
   stand(freeze: (wire: Wire) => FrozenTcp): number | null {
-    const { replica, wire, backend } = this;
-    if (replica?.followed !== true || this.recovering || !wire.open) return null;
+    const { replica, wire } = this;
+    if (replica?.followed !== true) return null;
+    const frozen = this.still(freeze);
+    if (frozen === null) return null;
+    const { identity, unacknowledged, unsent = 0 } = frozen.image;
+    const queued = unacknowledged.reduce((sum, { length }) => sum + length, 0);
+    return replica.standstill(identity, frozen.unread, queued + wire.backlog, unsent + wire.backlog);
+  }
+
+  /**
+   * Stops everything for as long as nobody knows who has the address; {@link goOnHere} or {@link vanish} must follow.
+   * @returns false when that cannot be done: then it must vanish
+   */
+  halt(freeze: (wire: Wire) => FrozenTcp): boolean {
+    if (this.standing !== null || this.stand(freeze) !== null) return true;
+    if (this.still(freeze) === null) return false;
+    this.replica?.still();
+    return true;
+  }
+
+  /** Stops the connection and gives the server connection up. Null when that cannot be done now. */
+  private still(freeze: (wire: Wire) => FrozenTcp): FrozenTcp | null {
+    const { wire, backend } = this;
+    if (this.session === null || this.standing !== null || this.recovering || !wire.open) return null;
     wire.pause();
     let frozen: FrozenTcp;
     try {
@@ -401,9 +424,7 @@ export class SessionHost implements SessionIo {
       backend.wire.onClose = ignore;
       backend.wire.end(this.codec?.synthesize.goodbye());
     }
-    const { identity, unacknowledged, unsent = 0 } = frozen.image;
-    const queued = unacknowledged.reduce((sum, { length }) => sum + length, 0);
-    return replica.standstill(identity, frozen.unread, queued + wire.backlog, unsent + wire.backlog);
+    return frozen;
   }
 
   /** It stood still and was not moved: goes on where it is. */
@@ -412,7 +433,7 @@ export class SessionHost implements SessionIo {
     if (standing === null) return;
     this.standing = null;
     goOn(standing);
-    replica?.close();
+    replica?.recall();
     this.replica = null;
     this.replicate();
     this.tell('lost');
@@ -1009,7 +1030,7 @@ export class SessionHost implements SessionIo {
     if (origin === null || origin === this.endedOrigin || cluster.primary() !== origin.server) return;
     try {
       if ((await cluster.doubt(origin.server, origin.facts.instance)) !== 'same') return;
-      await cluster.terminate(origin.server, origin.backendId);
+      await cluster.terminate(origin.server, origin.backendId, () => this.owes);
       this.endedOrigin = origin;
     } catch (error) {
       log.debug({ server: origin.server.name, code: (error as CodedError).code }, 'an old session could not be ended');

@@ -59,8 +59,11 @@ export interface Guard {
    * for no end. A moment that has passed: nothing leaves any more. The kernel keeps to it by itself, to some ms; a process that
    * was stopped just before it told the kernel, and wakes up later, makes at most one second of the past count.
    * Rejects with OUTLIVE_GUARD.
+   *
+   * @param newcomers false: nobody new gets in. The answer to a SYN is dropped, and the client's kernel tries again (after one second the first
+   *   time), then perhaps with the host that has the address by then. Default true
    */
-  permit(address: string, until: number | null): Promise<void>;
+  permit(address: string, until: number | null, newcomers?: boolean): Promise<void>;
   /** Rejects with OUTLIVE_GUARD. */
   counts(): Promise<GuardCounts>;
   /** Takes the rules away; no error when they are gone already. Rejects with OUTLIVE_GUARD. */
@@ -114,12 +117,12 @@ export async function installGuard(options: GuardOptions): Promise<Guard> {
 
   await nft('install', () => rules(table, addresses, ports, options.closed));
   return {
-    async permit(address, until) {
+    async permit(address, until, newcomers = true) {
       const index = addresses.indexOf(address);
       if (index < 0) throw failed('permit', new Error(`${address} is none of its addresses`));
       await nft('permit', () => {
         const left = until === null ? null : Math.floor(until - performance.now());
-        return permission(table, index, address, left, Date.now());
+        return permission(table, index, address, left, Date.now(), newcomers);
       });
     },
     async counts() {
@@ -167,6 +170,7 @@ table arp ${table} {
 }
 
 const DROP = 'counter name unpermitted drop';
+const NO_NEWCOMERS = 'tcp flags & (syn | ack) == (syn | ack) drop';
 
 /**
  * The text that permits an address. The time is told twice: as a timeout, which counts from when the kernel hears of it and is exact to
@@ -176,19 +180,27 @@ const DROP = 'counter name unpermitted drop';
  * @param left ms from now on, or null for no end
  * @param now time of day in ms
  */
-function permission(table: string, index: number, address: string, left: number | null, now: number): string {
+function permission(
+  table: string,
+  index: number,
+  address: string,
+  left: number | null,
+  now: number,
+  newcomers: boolean,
+): string {
   const families = isIPv6(address) ? ['inet'] : ['inet', 'arp'];
   const lines = families.flatMap((family) => {
     const chain = `${family} ${table} address${index}`;
     const [drop, accept] = family === 'inet' ? [DROP, 'goto permitted'] : ['drop', 'accept'];
-    const flush = `flush chain ${chain}`;
-    if (left === null) return [flush, `add rule ${chain} ${accept}`];
-    if (left <= 0) return [flush, `add rule ${chain} ${drop}`];
+    const flush = [`flush chain ${chain}`];
+    if (!newcomers && family === 'inet') flush.push(`add rule ${chain} ${NO_NEWCOMERS}`);
+    if (left === null) return [...flush, `add rule ${chain} ${accept}`];
+    if (left <= 0) return [...flush, `add rule ${chain} ${drop}`];
     const set = isIPv6(address) ? 'until6' : 'until4';
     const source = family === 'arp' ? 'arp saddr ip' : isIPv6(address) ? 'ip6 saddr' : 'ip saddr';
     const element = (timeout: string) => `element ${family} ${table} ${set} { ${address}${timeout} }`;
     return [
-      flush,
+      ...flush,
       // An element that is there keeps its timeout, and one that is not there cannot be deleted.
       `add ${element('')}`,
       `delete ${element('')}`,

@@ -148,6 +148,21 @@ describe.skipIf(namespacesUnavailable !== null)('the guard', () => {
       expect([first.heard, second.heard, third.heard]).toEqual([[], ['FIN'], ['ECONNRESET']]);
     });
 
+    it('lets nobody new in where that is not wanted, and those go on that are in', async () => {
+      await install();
+      const { socket, server } = await connected(address);
+      for (const until of [null, performance.now() + 60_000]) {
+        await guard!.permit(address, until, false);
+        const late = dial(address);
+        server.write('hello');
+        await once(socket, 'data');
+        expect(await Promise.race([late.then(() => 'in'), sleep(300).then(() => 'out')])).toBe('out');
+        await guard!.permit(address, until);
+        // Its kernel tries again after a second.
+        await late;
+      }
+    });
+
     it('permits until a moment and not longer, also when the sockets may send from any address', async () => {
       await install(true);
       await guard!.permit(address, null);

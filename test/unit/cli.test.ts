@@ -9,7 +9,7 @@ import { VERSION } from '../../core/host/check.js';
 import { main, type Parts } from '../../core/host/cli.js';
 import { Sensitive } from '../../core/host/config/index.js';
 import { createLog } from '../../core/host/log.js';
-import { createMetrics, Stats } from '../../core/host/metrics.js';
+import { createMetrics, type PairFigures, Stats } from '../../core/host/metrics.js';
 
 let dir: string;
 
@@ -245,6 +245,20 @@ describe('outlive check', () => {
 });
 
 describe('outlive demo', () => {
+  it('goes three times through one fault, and once through all of the pair', async () => {
+    const asked: object[] = [];
+    const demo = async () => ({
+      runDemo: async ({ out: _, ...options }: object & { out: unknown }) => !!asked.push(options),
+    });
+    for (const argv of [['demo'], ['demo', '--pair'], ['demo', '--pair', '--rounds', '2']])
+      await outlive(argv, { demo });
+    expect(asked).toEqual([
+      { rounds: 3, clients: 32, pair: false, json: false },
+      { rounds: 1, clients: 32, pair: true, json: false },
+      { rounds: 2, clients: 32, pair: true, json: false },
+    ]);
+  });
+
   it.each([
     [true, 0],
     [false, 1],
@@ -255,7 +269,7 @@ describe('outlive demo', () => {
     };
     const { code, out } = await outlive(['demo', '--rounds', '2', '--json'], { demo: async () => ({ runDemo }) });
     expect(code).toBe(expected);
-    expect(JSON.parse(out)).toEqual({ rounds: 2, clients: 32, json: true });
+    expect(JSON.parse(out)).toEqual({ rounds: 2, clients: 32, pair: false, json: true });
   });
 });
 
@@ -343,6 +357,42 @@ describe('the metrics', () => {
     );
     expect(await metrics.text()).toContain('nodejs_eventloop_lag_seconds');
     expect(JSON.parse(JSON.stringify(stats))).toMatchObject({ requests: 5, sessions: { main: { suspended: 1 } } });
+  });
+
+  it('tell of the pair where there is one', async () => {
+    const figures: PairFigures = {
+      linkUp: true,
+      followed: 5,
+      shadows: { total: 7, adoptable: 6 },
+      shadowsFailed: 1,
+      addresses: [{ address: '10.0.0.100', serving: true, epoch: 4 }],
+      takeovers: 2,
+      planned: 3,
+      kept: 20,
+      reset: 1,
+      lastTakeoverMs: 62,
+      heldBytes: 100,
+      backlogBytes: 2000,
+    };
+    const lines = async (pair: (() => PairFigures) | null) =>
+      (await createMetrics(new Stats(), pair).text()).split('\n').filter((line) => line.startsWith('outlive_pair_'));
+    expect(await lines(null)).toEqual([]);
+    expect(await lines(() => figures)).toEqual([
+      'outlive_pair_link_up 1',
+      'outlive_pair_followed 5',
+      'outlive_pair_shadows 7',
+      'outlive_pair_adoptable 6',
+      'outlive_pair_shadows_failed_total 1',
+      'outlive_pair_serving{address="10.0.0.100"} 1',
+      'outlive_pair_epoch{address="10.0.0.100"} 4',
+      'outlive_pair_takeovers_total 2',
+      'outlive_pair_given_total 3',
+      'outlive_pair_connections_total{result="kept"} 20',
+      'outlive_pair_connections_total{result="reset"} 1',
+      'outlive_pair_last_takeover_seconds 0.062',
+      'outlive_pair_held_bytes 100',
+      'outlive_pair_backlog_bytes 2000',
+    ]);
   });
 });
 

@@ -5,6 +5,7 @@ import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { inspect } from 'node:util';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { ADDRESS_BALANCE } from '../../core/cluster/balance.js';
 import {
   ConfigError,
   type ConfigInput,
@@ -32,6 +33,15 @@ clusters:
   - name: main
     servers:
       - { name: a, host: db-a, port: 5432 }
+`;
+
+const PAIR = `
+pair:
+  name: a
+  listen: 127.0.0.1:0
+  peer: { name: b, address: 127.0.0.2:7400 }
+  secret: { env: S }
+  addresses: [{ address: 127.0.0.3, home: a }]
 `;
 
 let dir: string;
@@ -143,6 +153,7 @@ describe('a valid configuration', () => {
         },
       ],
       pair: null,
+      keeper: { socket: join(dir, 'keeper', 'keeper.sock') },
       admin: null,
       log: { level: 'info', pretty: false },
     });
@@ -154,6 +165,32 @@ describe('a valid configuration', () => {
     const config = normalizeConfig(input, dir, {});
     expect(config.clusters[0].monitor).toMatchObject({ user: 'm', database: 'postgres', interval: 100, timeout: 2000 });
     expect(config.clusters[0].monitor!.password!.reveal()).toBe('pw');
+  });
+
+  it('takes times and ratios of the load balance between gateways, and knows the rest', () => {
+    const pair = {
+      name: 'a',
+      listen: '10.0.0.1:7400',
+      peer: { name: 'b', address: '10.0.0.2:7400' },
+      secret: new Sensitive('pw'),
+      addresses: [{ address: '10.0.0.9', home: 'a' }],
+    };
+    expect(normalizeConfig({ ...minimal(), pair }, dir, {}).pair!.balance).toEqual(ADDRESS_BALANCE);
+    const balance = { start: 2, stop: 1.2, sustain: '1m', receiverDelay: '50ms', movesPerMinute: 0.5 };
+    expect(normalizeConfig({ ...minimal(), pair: { ...pair, balance } }, dir, {}).pair!.balance).toEqual({
+      ...ADDRESS_BALANCE,
+      start: 2,
+      stop: 1.2,
+      sustain: 60_000,
+      receiverDelay: 50,
+      movesPerMinute: 0.5,
+    });
+    const wrong = (given: object) => () =>
+      normalizeConfig({ ...minimal(), pair: { ...pair, balance: given } }, dir, {});
+    expect(wrong({ stop: 1.5 })).toThrow('must be less than start (1.5), or addresses would go to and fro');
+    expect(wrong({ start: 1.1 })).toThrow('must be less than start (1.1)');
+    expect(wrong({ receiverCpu: 2 })).toThrow('must be a number from 0.01 to 1');
+    expect(wrong({ rest: 5 })).toThrow('must be a duration with its unit');
   });
 
   it('hands a plugin its own options and only them', () => {
@@ -206,7 +243,8 @@ log: &log { level: warn }
   });
 
   it('is what the example is', async () => {
-    const config = await loadConfig(join(ROOT, 'outlive.example.yaml'), { OUTLIVE_MONITOR_PASSWORD: 'x' });
+    const env = { OUTLIVE_MONITOR_PASSWORD: 'x', OUTLIVE_PAIR_SECRET: 'y' };
+    const config = await loadConfig(join(ROOT, 'outlive.example.yaml'), env);
     expect(config.clusters[0].servers).toHaveLength(2);
     // The example shows defaults: it must not drift from them.
     const plain = parseConfig(MINIMAL, dir, {});
@@ -216,6 +254,11 @@ log: &log { level: warn }
     expect(config.clusters[0].detection).toEqual(plain.clusters[0].detection);
     expect(config.clusters[0].spares).toEqual(plain.clusters[0].spares);
     expect(config.log).toEqual(plain.log);
+    const paired = parseConfig(`${MINIMAL}${PAIR}`, dir, { S: 'x' });
+    for (const key of ['withoutPeer', 'beat', 'silence', 'backlog', 'guard', 'conditions', 'balance'] as const) {
+      expect({ [key]: config.pair![key] }).toEqual({ [key]: paired.pair![key] });
+    }
+    expect(config.listeners[0].durability).toBe(paired.listeners[0].durability);
   });
 });
 

@@ -6,7 +6,7 @@ import { describe, expect, it } from 'vitest';
 const ROOT = join(dirname(fileURLToPath(import.meta.url)), '..', '..');
 
 // Names that start alike and are no error codes: environment variables and parts of the configuration.
-const NOT_CODES = /^OUTLIVE_(DEBUG|SERVER|HOST|PORT)$/;
+const NOT_CODES = /^OUTLIVE_(DEBUG|SERVER|HOST|PORT|KEEPER)$/;
 
 /** Whole codes in string literals (and at the start of a printed text); a bare prefix is none. */
 function codesIn(text: string): string[] {

@@ -479,14 +479,14 @@ export class Cluster {
     return this.#actions.fence(origin.server, origin.facts, signal);
   }
 
-  /** Ends a server session. True when it is gone. */
-  async terminate(server: ServerState, backendId: string): Promise<boolean> {
-    return this.#terminate(this.#nodeOf(server), backendId, this.#stopping.signal);
+  /** Ends a server session. True when it is gone. @param urgent as in {@link AcquireRequest} */
+  async terminate(server: ServerState, backendId: string, urgent?: () => boolean): Promise<boolean> {
+    return this.#terminate(this.#nodeOf(server), backendId, this.#stopping.signal, urgent);
   }
 
-  async #terminate(node: Node, backendId: string, signal: AbortSignal): Promise<boolean> {
+  async #terminate(node: Node, backendId: string, signal: AbortSignal, urgent?: () => boolean): Promise<boolean> {
     const { terminate } = this.#codec;
-    return terminate === undefined || this.#ask(node, () => terminate.call(this.#codec, backendId), signal);
+    return terminate === undefined || this.#ask(node, () => terminate.call(this.#codec, backendId), signal, urgent);
   }
 
   /** Passes a client's cancel request on. Nobody answers one, so this never rejects. */
@@ -598,9 +598,9 @@ export class Cluster {
     }
   }
 
-  #ask<R>(node: Node, exchange: () => Exchange<R>, signal: AbortSignal): Promise<R> {
+  #ask<R>(node: Node, exchange: () => Exchange<R>, signal: AbortSignal, urgent?: () => boolean): Promise<R> {
     if (node.own === null) return Promise.reject(this.#noMonitor());
-    return node.own.run(exchange, SHORT_TIMEOUT_MS, signal);
+    return node.own.run(exchange, SHORT_TIMEOUT_MS, signal, urgent);
   }
 
   /** A commit was acknowledged to a client: its token, `origin` of its connection. Cheap; called for every commit. */

@@ -40,11 +40,17 @@ export class OwnConnections {
   /**
    * Runs an exchange on a connection that is logged in as the monitor. When an idle connection turns out to be broken the exchange
    * is made again and run on a new one, so it must be one that may be repeated.
+   * @param urgent as for `Turns.run`; by default always
    */
-  async run<R>(make: () => Exchange<R>, timeoutMs: number, signal: AbortSignal): Promise<R> {
+  async run<R>(
+    make: () => Exchange<R>,
+    timeoutMs: number,
+    signal: AbortSignal,
+    urgent: () => boolean = () => true,
+  ): Promise<R> {
     const wait = either(signal, this.#stop.signal);
     try {
-      return await this.#turns.run(0, wait.signal, () => this.#run(make, timeoutMs, wait.signal));
+      return await this.#turns.run(1, wait.signal, () => this.#run(make, timeoutMs, wait.signal), urgent);
     } finally {
       wait.release();
     }

@@ -226,10 +226,9 @@ class PairDemo {
     await this.#warmUp('the primary database server is about to be killed');
     const name = this.#pair.primary.name;
     await this.#clients.watch();
-    let at = await this.#clients.progress();
-    const commits = this.#unless(this.#clients.progress());
-    const { writableAt } = await killPrimary(this.#pair, HOLD_MS, () => {});
-    at = { ...at, committing: (await commits).committing };
+    let asked: ReturnType<ClientHost['progress']> | undefined;
+    const { writableAt } = await killPrimary(this.#pair, HOLD_MS, () => (asked = this.#clients.progress()));
+    const at = await this.#unless(asked!);
     this.#doing = `database server ${name} was killed`;
     await this.#finishAct(
       `the primary database server ${name} was killed`,
@@ -325,7 +324,6 @@ class PairDemo {
 
   /** A line of a gateway's log. */
   #heard(gateway: Name, event: LogEvent): void {
-    if (process.env.T4LOG) console.error(gateway, JSON.stringify(event));
     const { msg, level, code } = event;
     if (msg === 'serving an address' && Number(event.connections) + Number(event.lost) > 0) {
       const [kept, reset, ms] = [event.connections, event.lost, event.ms].map(Number);
@@ -410,6 +408,7 @@ class PairDemo {
     await this.#until('a transaction is open', async () => (await this.#clients.progress()).open > 0);
   }
 
+  /** Writes the live line. */
   #show(): void {
     const doing = this.#doing;
     this.#clients

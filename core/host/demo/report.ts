@@ -148,7 +148,7 @@ export function ledgerRows(verdict: LedgerVerdict): Row[] {
 
 /** The table, and a last word: `good` when all is well, else what is wrong and what the gateways said. */
 export function story(result: Result, rows: readonly Row[], wrong: readonly string[], good: string): string {
-  const table = new Table({ style: { head: [], border: [] }, colAligns: ['left', 'right'] });
+  const table = new Table({ style: { head: [], border: [], compact: true }, colAligns: ['left', 'right'] });
   table.push(...rows);
   const lines = [table.toString()];
   if (result.ok) lines.push(good);

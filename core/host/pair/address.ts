@@ -1,4 +1,5 @@
 import type { AddressPlugin, Lease, Log } from '../../contract/index.js';
+import type { Guard } from '../../io/guard.js';
 import type { AddressConfig } from '../config/index.js';
 
 /** A renewal of an address that fails is tried again so soon. */
@@ -27,13 +28,20 @@ export class PairAddress {
   /** Who has the lease; undefined while the store was not asked or does not answer. */
   holder: string | null | undefined = undefined;
   asking = false;
+  /** All its connections stand still: one that comes now would be left behind. */
+  standing = false;
+  private newcomers = true;
+  /** This gateway fell silent, and its connections stand still: under which epoch it was served, and since when. */
+  halted: { readonly epoch: number; readonly at: number } | null = null;
   private renewal: NodeJS.Timeout | null = null;
+  /** The renewal under way. */
+  private renewing: Promise<void> = Promise.resolve();
 
   constructor(
     readonly config: AddressConfig,
     readonly mover: AddressPlugin,
     /** What leaves from the address; null where there is no guard. */
-    private readonly guard: { permit(address: string, until: number | null): Promise<void> } | null,
+    private readonly guard: Pick<Guard, 'permit'> | null,
     private readonly log: Log,
     private readonly now: () => number,
   ) {}
@@ -50,9 +58,18 @@ export class PairAddress {
   /** This host has the address from now on. With a lease it lets go of it by itself when that is not renewed. */
   async bring(): Promise<void> {
     await this.mover.take(this.lifetime);
+    this.newcomers = true;
     await this.guard?.permit(this.address, this.validUntil);
     this.serving = true;
     if (this.lease !== null) this.renewLater();
+  }
+
+  /** Lets nobody new in, or lets them in again. Who knocks meanwhile knocks again, and finds whoever has the address then. Never rejects. */
+  async admit(newcomers: boolean): Promise<void> {
+    this.newcomers = newcomers;
+    await this.guard?.permit(this.address, this.validUntil, newcomers).catch((error: Error) => {
+      this.log.error({ address: this.address }, error.message);
+    });
   }
 
   private get lifetime(): number | null {
@@ -61,7 +78,12 @@ export class PairAddress {
 
   private renewLater(): void {
     const left = this.lifetime ?? 0;
-    this.renewal = setTimeout(() => void this.renew(), Math.max(RENEW_LEAST_MS, left / 4));
+    this.renewal = setTimeout(
+      () => {
+        this.renewing = this.renew();
+      },
+      Math.max(RENEW_LEAST_MS, left / 4),
+    );
     this.renewal.unref();
   }
 
@@ -75,7 +97,8 @@ export class PairAddress {
     }
     try {
       if (lifetime > 0) await this.mover.renew(lifetime);
-      if (lifetime > 0) await this.guard?.permit(this.address, this.validUntil);
+      // Without the lease it would be a permit without an end.
+      if (lifetime > 0 && this.serving) await this.guard?.permit(this.address, this.validUntil, this.newcomers);
     } catch (error) {
       this.log.error(
         { address: this.address, code: (error as { code?: string }).code },
@@ -93,6 +116,8 @@ export class PairAddress {
     await this.guard?.permit(this.address, Number.NEGATIVE_INFINITY).catch((error: Error) => {
       this.log.error({ address: this.address }, error.message);
     });
+    // What is renewed after it was dropped would come back.
+    await this.renewing;
     await this.mover.drop().catch((error: Error) => {
       this.log.error({ address: this.address }, `an address was not let go of: ${error.message}`);
     });

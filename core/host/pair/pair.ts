@@ -30,7 +30,7 @@ import * as tcp from '../../io/tcp/index.js';
 import { abandon, goOn, letClose, standStill, vanish } from '../../io/tcp/standstill.js';
 import type { Order } from '../admin.js';
 import type { PairConfig } from '../config/index.js';
-import type { Stats } from '../metrics.js';
+import type { PairFigures, Stats } from '../metrics.js';
 import type { SessionHost, SessionPair } from '../session-host.js';
 import { PairAddress } from './address.js';
 import { Balancing } from './balancing.js';
@@ -150,7 +150,7 @@ export class Pair implements SessionPair {
   private readonly last = new Map<string, string>();
   private readonly delay = monitorEventLoopDelay({ resolution: 10 });
   private usage = process.cpuUsage();
-  private rates = { at: 0, requests: 0, bytes: 0, requestsPerSecond: 0, bytesPerSecond: 0, cpu: 0 };
+  private rates = { at: 0, requests: 0, bytes: 0, requestsPerSecond: 0, bytesPerSecond: 0, cpu: 0, delay: 0 };
 
   constructor(
     private readonly config: PairConfig,
@@ -233,6 +233,7 @@ export class Pair implements SessionPair {
       this.plugins.lease?.watch(address, (holder) => {
         const own = this.addresses.find((one) => one.address === address)!;
         own.holder = holder === null ? null : holder.owner;
+        if (holder?.owner === this.config.peer.name) this.letGo(own);
         if (!own.serving) own.epoch = Math.max(own.epoch, holder?.epoch ?? 0);
         this.look();
       });
@@ -277,8 +278,8 @@ export class Pair implements SessionPair {
 
   /** What may leave from an address, where there is a guard. */
   private readonly permits = {
-    permit: async (address: string, until: number | null): Promise<void> => {
-      await this.guard?.permit(address, until);
+    permit: async (...what: Parameters<Guard['permit']>): Promise<void> => {
+      await this.guard?.permit(...what);
     },
   };
 
@@ -286,6 +287,11 @@ export class Pair implements SessionPair {
 
   accepted(wire: Wire): void {
     if (this.guard !== null) letClose(wire);
+  }
+
+  /** What a client is told that comes to this address now; null when it is welcome. */
+  refusal(address: string): GatewayError | null {
+    return this.addresses.some((one) => one.standing && one.address === address) ? NOT_MOVABLE : null;
   }
 
   replicate(subject: Subject): Replica {
@@ -385,6 +391,8 @@ export class Pair implements SessionPair {
     }
     const since = this.linkState.state === 'down' ? this.linkState.since : this.now();
     this.linkState = { state: 'down', since, why };
+    // Nothing that waited for the peer may leave when this process was asleep and somebody else has the address by now.
+    this.look();
     if (this.keeping === null) this.shipper.linkDown();
     else {
       this.journal.alone();
@@ -406,6 +414,7 @@ export class Pair implements SessionPair {
       if (theirs !== undefined && !one.serving) one.epoch = Math.max(one.epoch, theirs.epoch);
       void this.settleGrant(one);
       if (theirs?.serves === true && this.keptSessions.length > 0) this.dropKept(one.address);
+      if (theirs?.serves === true) this.letGo(one);
     }
     this.look();
   }
@@ -441,7 +450,7 @@ export class Pair implements SessionPair {
       },
       load: {
         cpu: rates.cpu,
-        eventLoopDelayMs: this.delay.percentile(99) / 1e6 || 0,
+        eventLoopDelayMs: rates.delay,
         sessions: sessions.length,
         bytesPerSecond: rates.bytesPerSecond,
         requestsPerSecond: rates.requestsPerSecond,
@@ -467,6 +476,7 @@ export class Pair implements SessionPair {
       requestsPerSecond: rates.at === 0 ? 0 : (requests - rates.requests) / seconds,
       bytesPerSecond: rates.at === 0 ? 0 : (bytes - rates.bytes) / seconds,
       cpu: rates.at === 0 ? 0 : (user + system) / 1e6 / seconds,
+      delay: this.delay.percentile(99) / 1e6 || 0,
     };
     this.delay.reset();
   }
@@ -499,6 +509,21 @@ export class Pair implements SessionPair {
         leaseLeftMs: one.validUntil === null ? null : Math.round(one.validUntil - this.now()),
       })),
       decisions: this.recent,
+    };
+  }
+
+  /** What is counted, for metrics. */
+  figures(): PairFigures {
+    const { counts, follower, shipper, link } = this;
+    return {
+      ...counts,
+      linkUp: this.linkState.state === 'up',
+      followed: shipper.count.followed,
+      shadows: follower.count,
+      shadowsFailed: follower.failed,
+      addresses: this.addresses.map(({ address, serving, epoch }) => ({ address, serving, epoch })),
+      heldBytes: shipper.waiting,
+      backlogBytes: link.backlog,
     };
   }
 
@@ -651,6 +676,8 @@ export class Pair implements SessionPair {
     const since = this.now();
     if (why === 'planned' || this.peerServes(one.address)) one.moved = { at: since, from: this.config.peer.name };
     if (one.lease === null) one.epoch++;
+    const untouched = this.untouched(one);
+    if (!untouched) this.letGo(one);
     const { usable, unusable } = this.follower.of(one.address);
     // Those whose clients wait look for a server first.
     usable.sort((x, y) => Number(y.session!.waiting) - Number(x.session!.waiting));
@@ -682,6 +709,7 @@ export class Pair implements SessionPair {
     }
     this.follower.forget(one.address);
     let kept = 0;
+    if (untouched) kept += this.resume(one);
     if (this.keeping !== null) {
       const own = this.keptSessions.filter(({ shadow }) => shadow.opening.address === one.address);
       this.keptSessions = this.keptSessions.filter((session) => !own.includes(session));
@@ -782,14 +810,18 @@ export class Pair implements SessionPair {
         await this.link.control({ kind: 'take', address, epoch: one.epoch }, MOVE_MS);
         return;
       }
+      await one.admit(false);
       if (!(await this.settled(address)) && one.balance) {
         this.log.warn({ address }, 'an address with connections that cannot be moved is not moved to balance load');
+        await one.admit(true);
         return;
       }
+      if (!one.serving) throw new Error('this gateway may no longer serve the address');
       const moving = this.world.sessions().filter((host) => host.address === address);
       if (moving.some(({ state }) => RECOVERING.has(state))) throw new Error('a database failover is under way');
       let position = -1;
       const standing: SessionHost[] = [];
+      one.standing = true;
       for (const host of moving) {
         const at = host.stand(standStill);
         if (at === null) {
@@ -830,6 +862,7 @@ export class Pair implements SessionPair {
   /** A planned move is over, well or not. */
   private over(one: PairAddress): void {
     one.moving = false;
+    one.standing = false;
     if (one.balance) this.balancing?.over(one, this.now(), this.config.name);
   }
 
@@ -857,8 +890,8 @@ export class Pair implements SessionPair {
         return;
       }
       void one.mover.announce().catch(() => {});
-    }
-    for (const host of this.world.sessions()) if (host.address === one.address) host.goOnHere(goOn);
+    } else await one.admit(true);
+    this.resume(one);
   }
 
   /** Sessions of the engine before, whose connections the keeper holds. */
@@ -912,12 +945,56 @@ export class Pair implements SessionPair {
       { code: 'OUTLIVE_OWNERSHIP_LOST', address: one.address },
       'this gateway falls silent: it may no longer serve the address',
     );
+    // Without a store nothing will tell whether somebody else had it meanwhile.
+    const mayReturn = this.plugins.lease !== null;
+    if (mayReturn) one.halted = { epoch: one.epoch, at: this.now() };
+    one.standing = true;
     for (const host of this.world.sessions()) {
       if (host.address !== one.address) continue;
-      host.vanish(standStill, vanish);
+      if (!mayReturn || !host.halt(standStill)) host.vanish(standStill, vanish);
     }
-    void one.leave();
-    void one.resign();
+    this.link.flush();
+    if (one.moving) {
+      // Whoever moves it sees that it is not served any more.
+      void one.leave();
+      return;
+    }
+    one.moving = true;
+    // Nobody may have the right to it before this host is silent.
+    void one
+      .leave()
+      .then(() => one.resign())
+      .catch((error: Error) => this.log.warn({ address: one.address }, error.message))
+      .finally(() => {
+        this.over(one);
+        one.standing = one.halted !== null;
+        this.look();
+      });
+  }
+
+  /** True when nobody can have served an address since this gateway fell silent. */
+  private untouched({ halted, lease }: PairAddress): boolean {
+    if (halted === null || lease === null) return false;
+    const { linkState } = this;
+    // Over a link that was up all the time the other one would have told.
+    return lease.epoch === halted.epoch + 1 || (linkState.state === 'up' && linkState.since <= halted.at);
+  }
+
+  /** What stood still here goes on. @returns how many connections do */
+  private resume(one: PairAddress): number {
+    one.halted = null;
+    one.standing = false;
+    const own = this.world.sessions().filter((host) => host.address === one.address);
+    for (const host of own) host.goOnHere(goOn);
+    return own.length;
+  }
+
+  /** Somebody else has the address: what stands still here is let go of without a word. */
+  private letGo(one: PairAddress): void {
+    if (one.halted === null) return;
+    one.halted = null;
+    one.standing = false;
+    this.moved(one);
   }
 
   // --------------------------------------------------------------------------------------------------------- control

@@ -71,6 +71,8 @@ export class Replica {
   private due = false;
   private over = false;
   private retold = 0;
+  /** What waited when it stood still. */
+  private kept: readonly Uint8Array[] = [];
 
   constructor(
     readonly id: number,
@@ -257,11 +259,24 @@ export class Replica {
     shipper.append(RECORD.acked, id, packPosition(this.acked));
     this.last = shipper.append(RECORD.standstill, id, pack({ tcp, said: this.said, unsent: unsent + this.waiting }));
     // It is the peer's now, and what waits is among what the peer knows.
+    this.still();
+    return this.last;
+  }
+
+  /** The connection stands still: nothing more is told, and nothing is delivered. */
+  still(): void {
+    this.kept = this.shipper.waitingOf(this);
     this.over = true;
     this.waiting = 0;
-    shipper.void(this);
-    shipper.unlooked.delete(this);
-    return this.last;
+    this.shipper.void(this);
+    this.shipper.unlooked.delete(this);
+  }
+
+  /** It stood still and goes on here all the same: the peer is to forget it, and what waited is delivered. */
+  recall(): void {
+    if (this.opened && this.shipper.up) this.shipper.append(RECORD.close, this.id, NOTHING);
+    this.close();
+    for (const bytes of this.kept) this.subject.deliver(bytes);
   }
 
   /** Somebody else goes on with the session from what was told: nothing more is. */

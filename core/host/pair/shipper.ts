@@ -76,6 +76,13 @@ export class Shipper {
     return { sessions: this.replicas.size, followed: this.replicas.size - this.untold.size };
   }
 
+  /** Bytes for clients that wait for the peer, all sessions together. */
+  get waiting(): number {
+    let bytes = 0;
+    for (const { waiting } of this.replicas.values()) bytes += waiting;
+    return bytes;
+  }
+
   append(kind: number, session: number, bytes: Uint8Array): number {
     return this.records.append(kind, session, bytes);
   }

@@ -32,6 +32,10 @@ export class Solo implements SessionPair {
 
   accepted(): void {}
 
+  refusal(): null {
+    return null;
+  }
+
   unacknowledged(): number {
     return 0;
   }

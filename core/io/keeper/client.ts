@@ -34,8 +34,10 @@ export interface Claimed {
 
 /** How long the keeper may take to answer the greeting. */
 const GREETING_MS = 5000;
-/** Bytes that may wait for a keeper that does not read; beyond, it is given up. */
+/** Bytes that may wait for room for a descriptor; beyond, the keeper is given up. */
 const MAX_BACKLOG = 64 * 1024 * 1024;
+/** A keeper that takes no byte for so long is given up. This process stands still meanwhile. */
+const PATIENCE_MS = 1000;
 
 interface Waiting<T> {
   resolve(value: T): void;
@@ -63,10 +65,11 @@ export class KeeperClient {
 
   private constructor(way: number, socket: net.Socket, options: KeeperClientOptions) {
     this.#options = options;
-    this.#link = new Link(socket, {
-      onMessage: (message) => this.#onMessage(message),
-      onClose: (error) => this.#onClose(error),
-    });
+    const handlers = {
+      onMessage: (message: Message) => this.#onMessage(message),
+      onClose: (error: Error | null) => this.#onClose(error),
+    };
+    this.#link = new Link(socket, handlers, false, PATIENCE_MS);
     this.#way = new Way(way, this.#link);
   }
 

@@ -5,6 +5,7 @@ import {
   MAX_DESCRIPTORS,
   receiveBytes,
   receiveDescriptors,
+  sendAll,
   sendDescriptors,
 } from './passing.js';
 import { encode, Frames, type Message, TOKEN_LENGTH, violation } from './protocol.js';
@@ -42,6 +43,7 @@ export class Link {
   /** What follows cannot be read, or must not be. */
   #broken = false;
   #waiting: (() => void)[] = [];
+  readonly #patienceMs: number;
   /** A second descriptor of the socket, to read what is left behind an error; -1 for none. */
   #spare: number;
 
@@ -49,10 +51,13 @@ export class Link {
    * @param socket connected
    * @param toTheEnd read what a dead peer had sent, even when a write to it failed before: Node closes the socket then, and what
    * waits in the kernel would be lost
+   * @param patienceMs for who must know when the kernel has what was sent: {@link flush} waits for that, this long without any progress; then
+   * the connection is given up. 0: it never waits
    */
-  constructor(socket: net.Socket, handlers: LinkHandlers, toTheEnd = false) {
+  constructor(socket: net.Socket, handlers: LinkHandlers, toTheEnd = false, patienceMs = 0) {
     this.#socket = socket;
     this.#handlers = handlers;
+    this.#patienceMs = patienceMs;
     this.#spare = toTheEnd ? duplicate(descriptorOf(socket)) : -1;
     socket.on('data', (chunk: Uint8Array) => this.#read(chunk));
     socket.on('error', (error) => (this.#error ??= error));
@@ -90,7 +95,10 @@ export class Link {
   flush(): boolean {
     if (this.#outSize > 0 && this.open) {
       const bytes = this.#out.length === 1 ? this.#out[0] : Buffer.concat(this.#out, this.#outSize);
-      this.#socket.write(bytes, this.#written);
+      if (this.#patienceMs === 0) this.#socket.write(bytes, this.#written);
+      else if (!sendAll(descriptorOf(this.#socket), bytes, this.#patienceMs)) {
+        this.destroy(new Error('it does not read what it is sent'));
+      }
     }
     this.#out = [];
     this.#outSize = 0;

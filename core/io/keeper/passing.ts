@@ -22,6 +22,7 @@ const TCP_INFO = 11;
 const SIOCINQ = 0x541b;
 const SIOCOUTQ = 0x5411;
 const F_DUPFD_CLOEXEC = 1030;
+const POLLOUT = 4;
 const MSG_CTRUNC = 8;
 const MSG_DONTWAIT = 0x40;
 const MSG_NOSIGNAL = 0x4000;
@@ -53,6 +54,7 @@ interface Library {
   recvmsg(fd: number, message: Uint8Array, flags: number): number;
   send(fd: number, bytes: Uint8Array, length: number, flags: number): number;
   recv(fd: number, bytes: Uint8Array, length: number, flags: number): number;
+  poll(waited: Uint8Array, count: number, timeout: number): number;
   socket(family: number, type: number, protocol: number): number;
   socketpair(family: number, type: number, protocol: number, pair: Int32Array): number;
   connect(fd: number, address: Uint8Array, length: number): number;
@@ -87,6 +89,7 @@ function load(): Library {
     recvmsg: f('recvmsg', 'long', 'int', 'void *', 'int'),
     send: f('send', 'long', 'int', 'void *', 'size_t', 'int'),
     recv: f('recv', 'long', 'int', 'void *', 'size_t', 'int'),
+    poll: f('poll', 'int', 'void *', 'unsigned long', 'int'),
     socket: f('socket', 'int', 'int', 'int', 'int'),
     socketpair: f('socketpair', 'int', 'int', 'int', 'int', 'void *'),
     connect: f('connect', 'int', 'int', 'void *', 'uint32_t'),
@@ -211,6 +214,31 @@ export function receiveDescriptors(fd: number): Received | null {
 /** Sends plain bytes. Never waits. @throws OUTLIVE_KEEPER_CALL unless all of them were taken */
 export function sendBytes(fd: number, bytes: Uint8Array): void {
   if (libc().send(fd, bytes, bytes.length, MSG_DONTWAIT | MSG_NOSIGNAL) !== bytes.length) throw failed('send');
+}
+
+/**
+ * Sends plain bytes, and waits for room where there is none: this thread does nothing else meanwhile.
+ * @param patienceMs how long no byte may be taken before it is given up
+ * @returns false when it was given up, or the other end is gone; some bytes may have been taken
+ */
+export function sendAll(fd: number, bytes: Uint8Array, patienceMs: number): boolean {
+  const { send, poll, errno } = libc();
+  for (let at = 0; at < bytes.length; ) {
+    const sent = send(fd, bytes.subarray(at), bytes.length - at, MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (sent >= 0) {
+      at += sent;
+      continue;
+    }
+    const error = errno();
+    if (error === EINTR) continue;
+    if (error !== EAGAIN) return false;
+    // struct pollfd: fd (4), events (2), revents (2).
+    const waited = Buffer.allocUnsafeSlow(128);
+    waited.writeInt32LE(fd, 0);
+    waited.writeInt32LE(POLLOUT, 4);
+    if (poll(waited, 1, patienceMs) === 0) return false;
+  }
+  return true;
 }
 
 /** Takes up to `into.length` plain bytes. Never waits. @returns their number; 0 when there is nothing, or nothing more */

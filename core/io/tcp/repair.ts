@@ -70,8 +70,13 @@ const TIMESTAMP_DRIFT = 1024;
 /** Queues up to this size fit what every kernel gives a new socket (net.ipv4.tcp_wmem). */
 const SMALL_QUEUE = 8 * 1024;
 
-/** The least time that a kernel lets the retransmission timer be limited to (TCP_RTO_MAX_MS, Linux 6.15). */
-const RTO_MAX_MS = 1000;
+/**
+ * What the retransmission timer of a restored connection is limited to (TCP_RTO_MAX_MS, Linux 6.15; 1000 at least). A client that
+ * does not read counts as dead when it was not heard for twice as long (net/ipv4/tcp_timer.c tcp_rtx_probe0_timed_out). As its queue is not
+ * new to it, the first timer, after 1 s, is a tail loss probe, for which its window has no room, and only the next one makes it answer:
+ * with 1000 that came too late by some ms, and the connection was lost (seen on Linux 6.18).
+ */
+const RTO_MAX_MS = 1500;
 /** The limit of every ordinary connection (RFC 9293 leaves it to the implementation; net/ipv4/tcp.c). */
 const RTO_MAX_DEFAULT_MS = 120_000;
 
