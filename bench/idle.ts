@@ -32,7 +32,7 @@ const MOST_LOOKS = 60;
  * Waits until memory has stopped moving: garbage collectors and allocators give back what they do not need only after
  * a while of rest, and not at all when asked from outside.
  */
-async function settledKiB(pids: readonly number[]): Promise<number | undefined> {
+export async function settledKiB(pids: readonly number[]): Promise<number | undefined> {
   let last = residentBytes(pids);
   for (let still = 0, looks = 0; last !== undefined && still < STILL_LOOKS && looks < MOST_LOOKS; looks++) {
     await sleep(LOOK_MS);

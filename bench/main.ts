@@ -1,12 +1,14 @@
-/** The bench: `npm run bench -- relay | failover | idle`. */
+/** The bench: `npm run bench -- relay | failover | idle | pair | takeover`. */
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { failover } from './failover.js';
 import { idle } from './idle.js';
 import { LOADS, type LoadChoice } from './load/run.js';
 import { WORKLOADS, type WorkloadName } from './load/workloads.js';
+import { pair } from './pair.js';
 import { PEERS, type PeerName } from './peers/peer.js';
 import { relay } from './relay.js';
 import { allPass, type Figure } from './report.js';
+import { takeover } from './takeover.js';
 
 function whole(least: number) {
   return (text: string): number => {
@@ -97,6 +99,32 @@ scenario('idle', 'memory of idle sessions')
   .option('--peers <list>', PEERS.join(', '), someOf(PEERS), [...PEERS])
   .action(async (options: Common & { sessions: number; peers: PeerName[] }) =>
     settle(await idle({ ...options, json: options.json ?? false }), options),
+  );
+
+scenario('pair', 'what it costs that a second gateway follows, and that answers wait for it')
+  .option('--clients <list>', 'clients at a time', wholes, [16, 64])
+  .option('--seconds <n>', 'measured time of each cell', whole(1), 5)
+  .option('--rounds <n>', 'rounds', whole(1), 3)
+  .option('--workloads <list>', WORKLOADS.join(', '), someOf(WORKLOADS), ['select-prepared', 'tpcb'])
+  .option('--scale <n>', 'branches of 100,000 accounts', whole(1), 16)
+  .addOption(new Option('--load <generator>', 'who makes the load').choices([...LOADS]).default('auto'))
+  .action(
+    async (
+      options: Common & {
+        clients: number[];
+        seconds: number;
+        rounds: number;
+        workloads: WorkloadName[];
+        scale: number;
+        load: LoadChoice;
+      },
+    ) => settle(await pair({ ...options, json: options.json ?? false }), options),
+  );
+
+scenario('takeover', 'how long a host with many connections takes to be taken over, and what a connection costs')
+  .option('--connections <list>', 'connections at a time', wholes, [10, 100, 1000, 10_000])
+  .action(async (options: Common & { connections: number[] }) =>
+    settle(await takeover({ ...options, json: options.json ?? false }), options),
   );
 
 try {

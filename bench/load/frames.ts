@@ -6,7 +6,8 @@ export const TYPE = {
   ready: 0x5a,
 } as const;
 
-function message(type: string, ...parts: readonly (string | Buffer)[]): Buffer {
+/** A message: texts among its parts get the NUL that ends them. */
+export function message(type: string, ...parts: readonly (string | Buffer)[]): Buffer {
   const body = Buffer.concat(parts.map((part) => (typeof part === 'string' ? Buffer.from(`${part}\0`) : part)));
   const header = Buffer.alloc(5);
   header.write(type, 'latin1');

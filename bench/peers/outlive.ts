@@ -15,10 +15,10 @@ export interface OutliveOptions extends PeerOptions {
   readonly monitorUser: string;
 }
 
-/** The configuration: the defaults, with room for the sessions. Promotion is left to whoever runs the scenario. */
-export function outliveConfig(options: OutliveOptions, port: number): string {
+/** What is configured: the defaults, with room for the sessions. Promotion is left to whoever runs the scenario. */
+export function outliveSettings(options: OutliveOptions, port: number) {
   const { servers, sessions, spares = 0, monitorUser } = options;
-  return stringify({
+  return {
     listeners: [
       {
         name: 'bench',
@@ -38,18 +38,24 @@ export function outliveConfig(options: OutliveOptions, port: number): string {
       },
     ],
     log: { level: 'warn' },
-  });
+  };
 }
 
-/** The program of this build. */
-function programPath(): string {
-  return fileURLToPath(new URL('../../core/host/bin.js', import.meta.url));
+/** The same as the text of a file. */
+export function outliveConfig(options: OutliveOptions, port: number): string {
+  return stringify(outliveSettings(options, port));
+}
+
+/** The program of this build. Throws when there is none. */
+export function programPath(): string {
+  const path = fileURLToPath(new URL('../../core/host/bin.js', import.meta.url));
+  if (!existsSync(path)) throw new Error(`Outlive is not built: ${path} does not exist; run npm run build`);
+  return path;
 }
 
 /** Starts the gateway of this build in a process of its own. */
 export async function startOutlive(scope: Scope, options: OutliveOptions): Promise<Peer> {
   const path = programPath();
-  if (!existsSync(path)) throw new Error(`Outlive is not built: ${path} does not exist; run npm run build`);
   const dir = await scope.directory();
   const [port] = await freePorts(1);
   const config = join(dir, 'outlive.yaml');

@@ -139,7 +139,7 @@ function abilityGaps(pair: PairConfig, here: Abilities | null): Gap[] {
   if (pair.holdAcknowledgements !== null) {
     add(
       here?.hold,
-      'acknowledgements cannot be held back here',
+      'the gateway does not start: acknowledgements cannot be held back here',
       'Linux 6.6 or newer, and run as root or with CAP_BPF too',
     );
   }

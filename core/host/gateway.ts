@@ -95,6 +95,8 @@ class RunningGateway implements Gateway {
   private pair: Pair | null = null;
   private solo: Solo | null = null;
   private keeping: Keeping | null = null;
+  /** Connections of the engine before that go on, and that could not. */
+  private kept = { kept: 0, lost: 0 };
   private adminServer: Admin | null = null;
   private readonly since = Date.now();
 
@@ -236,7 +238,7 @@ class RunningGateway implements Gateway {
     const world: PairWorld = {
       sessions: () => this.doors.flatMap((door) => door.sessions),
       shadowWorld: (opening, shared) => this.doorOf(opening)?.shadowWorld(shared) ?? null,
-      adopt: (shadow, wire) => this.doorOf(shadow.opening)!.adopt(shadow, wire),
+      adopt: (shadow, wire, key) => this.doorOf(shadow.opening)!.adopt(shadow, wire, key),
       ports: () => this.doors.map(({ port }) => port),
       run: (command, env, timeoutMs) => this.outside().run(command, env, timeoutMs),
       backends: () => this.backends(),
@@ -249,9 +251,10 @@ class RunningGateway implements Gateway {
   private goOnAlone(keeping: Keeping): void {
     const world = (opening: Opening, shared: () => unknown) => this.doorOf(opening)?.shadowWorld(shared) ?? null;
     const sessions = keeping.sessions(world, now);
-    const adopt = ({ shadow }: KeptSession, wire: Wire) => this.doorOf(shadow.opening)!.adopt(shadow, wire);
+    const adopt = ({ shadow, key }: KeptSession, wire: Wire) => this.doorOf(shadow.opening)!.adopt(shadow, wire, key);
     const { kept, lost } = goOnWithKept(keeping, sessions, adopt, this.log);
-    if (sessions.length > 0) this.log.info({ kept, lost }, 'going on with the connections of the engine before');
+    this.kept = { kept, lost: lost + keeping.unusable };
+    if (kept + this.kept.lost > 0) this.log.info(this.kept, 'going on with the connections of the engine before');
   }
 
   private doorOf({ listener }: Opening): Door | undefined {
@@ -324,6 +327,7 @@ class RunningGateway implements Gateway {
   status(): object {
     return {
       pair: this.pair?.status() ?? null,
+      keeper: this.keeping === null ? null : { open: this.keeping.open, ...(this.pair?.inherited ?? this.kept) },
       uptimeSeconds: Math.round((Date.now() - this.since) / 1000),
       health: this.health(),
       listeners: this.doors.map((door) => door.status()),
@@ -390,16 +394,19 @@ class Door {
     }
     const options: AcceptOptions = {
       highWater: limits.backlog,
+      memory: this.keeping?.memory,
       onWire: (wire) => this.accept(wire),
       onError: (error) =>
         this.log.warn({ listener: this.config.name }, `a connection could not be accepted: ${error.message}`),
     };
-    const kept = this.keeping?.listener(this.config.name) ?? null;
+    // A listener that has another address in a changed configuration is another one.
+    const name = `${this.config.name} ${address.host}:${address.port}`;
+    const kept = this.keeping?.listener(name) ?? null;
     this.listener =
       kept === null
         ? await listen({ ...options, host: address.host, port: address.port })
         : await listenOn(kept, options);
-    this.keeping?.keepListener(this.config.name, this.listener.fd);
+    this.keeping?.keepListener(name, this.listener.fd);
     this.port = this.listener.port;
   }
 
@@ -470,10 +477,10 @@ class Door {
     await this.listener?.close();
   }
 
-  /** Goes on with a session of the other gateway's. */
-  adopt(shadow: Shadow, wire: Wire): SessionHost {
+  /** Goes on with a session of the other gateway's, or of the engine before, which the keeper has under `key`. */
+  adopt(shadow: Shadow, wire: Wire, key?: string): SessionHost {
     const host = this.host(wire);
-    host.adopt(shadow);
+    host.adopt(shadow, key);
     return host;
   }
 

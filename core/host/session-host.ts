@@ -295,8 +295,11 @@ export class SessionHost implements SessionIo {
   /** Tells the peer gateway of this session. */
   private replica: Replica | null = null;
 
-  /** From now on the peer gateway is told of this session. */
-  private replicate(): void {
+  /**
+   * From now on the peer gateway is told of this session.
+   * @param key under which the keeper has it already
+   */
+  private replicate(key?: string): void {
     const { env, wire } = this;
     const { pair, listener } = env;
     if (pair === null || wire.secure || this.session!.state === 'passing' || this.ended) return;
@@ -323,6 +326,7 @@ export class SessionHost implements SessionIo {
       },
       proceed: () => this.tell('proceed'),
     });
+    if (key !== undefined) this.replica.inherit(key);
     this.replica.done();
   }
 
@@ -463,7 +467,7 @@ export class SessionHost implements SessionIo {
    */
   retire(abandon: (wire: Wire) => void): void {
     const { replica, wire } = this;
-    if (replica?.followed !== true || !wire.open) {
+    if (replica?.noted !== true || !wire.open) {
       this.fatal({
         code: 'OUTLIVE_NOT_MOVABLE',
         kind: 'unavailable',
@@ -488,8 +492,11 @@ export class SessionHost implements SessionIo {
     this.end();
   }
 
-  /** A session of the peer's, which is no more, goes on here. Before the wire is read. */
-  adopt(shadow: Shadow): void {
+  /**
+   * A session of somebody's who is no more goes on here: of the peer, or of the engine before. Before the wire is read.
+   * @param key what the keeper has it under, for one of the engine before
+   */
+  adopt(shadow: Shadow, key?: string): void {
     const { opening, session, codec, origin } = shadow;
     const { env, wire } = this;
     const { database } = opening.greeting.identity;
@@ -508,14 +515,13 @@ export class SessionHost implements SessionIo {
     wire.onDrain = () => this.easeServer();
     this.onGreeted();
     this.clientHolds.queue = session!.full;
-    this.guarded(() => {
-      // The gateway before may have sent what waited until this one knew of it, and died before it could say so.
-      if (session!.state === 'live') session!.proceed();
-      session!.lost();
-    });
+    if (key !== undefined) this.replicate(key);
+    // The gateway before may have sent what waited until this one knew of it, and died before it could say so.
+    if (session!.state === 'live') this.tell('proceed');
+    this.tell('lost');
     if ((session!.state === 'suspended' || session!.state === 'resolving') && this.episode === null) this.recover();
     this.tellState();
-    this.replicate();
+    if (key === undefined) this.replicate();
     if (!this.clientHolds.queue && wire.open) wire.resume();
   }
 

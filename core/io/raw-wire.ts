@@ -10,8 +10,10 @@ import {
   ignore,
   KEEPALIVE_SECONDS,
   LINGER_MS,
+  READ_SIZE,
   type Wire,
   type WireMarks,
+  type WireMemory,
 } from './wire.js';
 
 /** The internals, or null where `RawWire` cannot be used. */
@@ -20,8 +22,6 @@ export const binding = tcpBinding();
 // The class below is only ever made when the internals are there.
 const { state, nread: NREAD, async: ASYNC, WriteRequest, ShutdownRequest } = binding ?? ({} as never);
 
-/** Bytes of one read. */
-const READ_SIZE = 64 * 1024;
 /**
  * Chunks up to COPY_MAX are copied out of the read buffer, those up to SLAB_MAX into a slab. A chunk that is kept keeps its
  * whole slab, so the slab is small: many sessions that each keep a little must not add up to much.
@@ -83,12 +83,14 @@ export class RawWire implements Wire {
   readonly #handle: TcpHandle;
   readonly #highWater: number;
   readonly #lowWater: number;
+  /** What the handle reads into while it has no buffer of its own. */
+  readonly #home: Uint8Array;
   #paused = true;
   #open = true;
   /** The handle was told to close. */
   #closing = false;
   #reported = false;
-  /** A buffer of its own while much arrives; the handle reads into it, or into `shared` when null. */
+  /** A buffer of its own while much arrives; the handle reads into it, or into `#home` when null. Never for a wire with a given memory. */
   #buffer: Uint8Array | null = null;
   #smallReads = 0;
   #unread: Uint8Array | null = null;
@@ -114,13 +116,14 @@ export class RawWire implements Wire {
   #bytesWritten = 0;
 
   /** @param handle connected, not reading, and nobody else's */
-  constructor(handle: TcpHandle, marks: WireMarks = {}) {
+  constructor(handle: TcpHandle, marks: WireMarks & WireMemory = {}) {
     this.#handle = handle;
     this.#highWater = marks.highWater ?? DEFAULT_HIGH_WATER;
     this.#lowWater = marks.lowWater ?? DEFAULT_LOW_WATER;
     handle.owner = this;
     handle.onread = RawWire.#onread;
-    handle.useUserBuffer(shared);
+    this.#home = marks.memory ?? shared;
+    handle.useUserBuffer(this.#home);
     handle.setNoDelay(true);
     handle.setKeepAlive(true, KEEPALIVE_SECONDS);
   }
@@ -351,9 +354,10 @@ export class RawWire implements Wire {
     this.#bytesRead += count;
     const own = this.#buffer;
     if (own === null) {
-      const chunk = keep(shared, count);
+      const chunk = keep(this.#home, count);
       // Much is on its way: from now on buffers are given away instead of copied.
-      if (count === READ_SIZE) this.#buffer = new Uint8Array(Buffer.allocUnsafeSlow(READ_SIZE).buffer);
+      if (count === READ_SIZE && this.#home === shared)
+        this.#buffer = new Uint8Array(Buffer.allocUnsafeSlow(READ_SIZE).buffer);
       this.onData(chunk);
       return this.#buffer ?? undefined;
     }

@@ -1,7 +1,7 @@
-import type { Wire, WireMarks } from './wire.js';
+import type { Wire, WireMarks, WireMemory } from './wire.js';
 
 /** How connections are taken from a listening socket. */
-export interface AcceptOptions extends WireMarks {
+export interface AcceptOptions extends WireMarks, WireMemory {
   readonly backlog?: number;
   /** A client came. The wire is paused. */
   readonly onWire: (wire: Wire) => void;

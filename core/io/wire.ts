@@ -74,6 +74,18 @@ export interface WireMarks {
   readonly lowWater?: number;
 }
 
+/** For bare handles: where a wire reads into. */
+export interface WireMemory {
+  /**
+   * {@link READ_SIZE} bytes at the beginning of their buffer. Whatever any wire with this memory read last from the kernel lies at its beginning until
+   * `onData` has returned. By default a buffer of this process's own.
+   */
+  readonly memory?: Uint8Array;
+}
+
+/** Bytes of one read. */
+export const READ_SIZE = 64 * 1024;
+
 export const DEFAULT_HIGH_WATER = 128 * 1024;
 export const DEFAULT_LOW_WATER = 32 * 1024;
 

@@ -1,7 +1,8 @@
 import postgres from '../../codecs/postgres/index.js';
+import type { Call } from '../../core/cluster/records.js';
 import type { LoginResult, OutcomeToken } from '../../core/contract/index.js';
 import { Session } from '../../core/session/session.js';
-import type { SessionLimits } from '../../core/session/world.js';
+import type { SessionIo, SessionLimits } from '../../core/session/world.js';
 import { message } from './gateway.js';
 
 /** What a made-up database remembers: which statements took effect, and which transactions committed. */
@@ -256,6 +257,15 @@ export class MadeUpServer {
   }
 }
 
+/** What the gateway knows of the client at its login. */
+export const GREETING = {
+  kind: 'session',
+  identity: { user: 'u', database: 'd', secret: null },
+  startup: { protocol: { major: 3, minor: 0 }, params: [] },
+  passThrough: null,
+  tls: false,
+} as const;
+
 const LOGIN: LoginResult = {
   cancelKey: null,
   backendId: '1',
@@ -268,12 +278,21 @@ export type Cutter = (left: number) => number;
 export const WHOLE: Cutter = (left) => left;
 export const BYTES: Cutter = () => 1;
 
+/** Limits of a session, small enough to be reached. */
+export const LIMITS: SessionLimits = { request: 2 ** 20, journal: 2 ** 20, answers: 2 ** 18, queue: 2 ** 20 };
+
+/** A session that somebody else has led so far, with the database that it is about. */
+export interface Inherited {
+  readonly session: Session;
+  readonly database: MadeUpDatabase;
+}
+
 /** The engine with the real PostgreSQL codec between a scripted client and a made-up server. */
 export class EngineRig {
-  readonly database = new MadeUpDatabase();
+  readonly database: MadeUpDatabase;
   readonly session: Session;
   toClient: Buffer[] = [];
-  private server = new MadeUpServer(this.database);
+  private server: MadeUpServer;
   private fromServer: Buffer = Buffer.alloc(0);
   private recovering = false;
   /** Server bytes after which the connection is lost; what the server did is done. */
@@ -287,18 +306,16 @@ export class EngineRig {
   constructor(
     private readonly cutServer: Cutter = WHOLE,
     limits: Partial<SessionLimits> = {},
+    inherited: Inherited | null = null,
   ) {
-    const codec = postgres.session({
-      greeting: {
-        kind: 'session',
-        identity: { user: 'u', database: 'd', secret: null },
-        startup: { protocol: { major: 3, minor: 0 }, params: [] },
-        passThrough: null,
-        tls: false,
-      },
-      shared: () => undefined,
-      options: {},
-    });
+    this.database = inherited?.database ?? new MadeUpDatabase();
+    this.server = new MadeUpServer(this.database);
+    if (inherited !== null) {
+      this.session = inherited.session;
+      this.session.entrust(this.io, { requests: 0, units: 0 });
+      return;
+    }
+    const codec = postgres.session({ greeting: GREETING, shared: () => undefined, options: {} });
     this.session = new Session(
       codec,
       {
@@ -306,28 +323,71 @@ export class EngineRig {
         canonical: (bytes, start, end) => codec.canonical(bytes, start, end),
         verbatim: (bytes, start) => codec.verbatim(bytes, start),
       },
-      { request: 2 ** 20, journal: 2 ** 20, answers: 2 ** 18, queue: 2 ** 20, ...limits },
-      {
-        toClient: (bytes) => this.toClient.push(Buffer.from(bytes)),
-        toServer: (bytes) => this.feedServer(bytes),
-        readClient: () => {},
-        corkServer: () => {},
-        doubt: () => this.session.lost(),
-        recover: () => {
-          this.recovering = true;
-        },
-        replayed: () => {},
-        resumed: () => {},
-        learn: () => {},
-        acknowledged: () => {},
-        durable: () => true,
-        closeClient: () => {},
-        count: () => {},
-      },
+      { ...LIMITS, ...limits },
+      this.io,
       { requests: 0, units: 0 },
     );
     codec.welcome(LOGIN, new Uint8Array(8));
     this.session.attached();
+  }
+
+  private get io(): SessionIo {
+    return {
+      toClient: (bytes) => this.speak(bytes),
+      toServer: (bytes) => this.feedServer(bytes),
+      readClient: () => {},
+      corkServer: () => {},
+      doubt: () => this.session.lost(),
+      recover: () => {
+        this.recovering = true;
+      },
+      replayed: () => {},
+      resumed: () => {},
+      learn: () => {},
+      acknowledged: () => {},
+      durable: () => this.durable(),
+      closeClient: () => {},
+      count: () => {},
+    };
+  }
+
+  // What a rig does otherwise that tells somebody of its session.
+
+  /** The session says this to the client. */
+  protected speak(bytes: Uint8Array): void {
+    this.toClient.push(Buffer.from(bytes));
+  }
+
+  /** See `SessionIo.durable`. */
+  protected durable(): boolean {
+    return true;
+  }
+
+  /** A chunk of a side arrives. */
+  protected hear(side: 'client' | 'server', chunk: Buffer): void {
+    if (side === 'client') this.session.frontend(chunk);
+    else this.session.backend(chunk);
+  }
+
+  /** Makes a call of the session. */
+  protected tell(...[method, ...given]: Call): void {
+    (this.session[method] as (...given: unknown[]) => unknown)(...given);
+  }
+
+  /** The session's state was brought to a new server. */
+  protected renew(): void {}
+
+  /** Something else arrives that was under way. @returns false when there was nothing */
+  protected further(): boolean {
+    return false;
+  }
+
+  /** Nobody is left who served this session: somebody goes on with it here. */
+  adopt(): void {
+    if (this.session.state === 'live') this.tell('proceed');
+    this.tell('lost');
+    if (this.session.state === 'suspended' || this.session.state === 'resolving') this.recovering = true;
+    this.settle();
   }
 
   private feedServer(bytes: Uint8Array): void {
@@ -341,7 +401,7 @@ export class EngineRig {
   say(bytes: Buffer, cut: Cutter = WHOLE, prompt = true): void {
     for (let at = 0; at < bytes.length; ) {
       const size = cut(bytes.length - at);
-      this.session.frontend(Buffer.from(bytes.subarray(at, at + size)));
+      this.hear('client', Buffer.from(bytes.subarray(at, at + size)));
       at += size;
       if (prompt) this.settle();
     }
@@ -358,9 +418,9 @@ export class EngineRig {
         const piece = Buffer.from(this.fromServer.subarray(0, size));
         this.fromServer = this.fromServer.subarray(size);
         this.arrived += piece.length;
-        if (piece.length > 0) this.session.backend(piece);
+        if (piece.length > 0) this.hear('server', piece);
         if (this.arrived >= this.loseAfter && !this.recovering) this.lose();
-      } else return;
+      } else if (!this.further()) return;
     }
   }
 
@@ -368,7 +428,7 @@ export class EngineRig {
     this.losses++;
     this.loseAfter = Number.POSITIVE_INFINITY;
     this.loseBefore = Number.POSITIVE_INFINITY;
-    this.session.lost();
+    this.tell('lost');
   }
 
   private recover(): void {
@@ -377,13 +437,13 @@ export class EngineRig {
     this.fromServer = Buffer.alloc(0);
     const { session } = this;
     if (session.inDoubt) {
-      session.asking();
+      if (session.state === 'suspended') this.tell('asking');
       const token = session.unit.token as OutcomeToken | null;
       const xid = (token?.token as { xid: string } | undefined)?.xid;
       if (session.unit.unprovable !== null) {
-        session.unknown({ code: 'OUTLIVE_OUTCOME_UNKNOWN', kind: 'outcome-unknown', message: 'unknown' });
-      } else if (xid !== undefined && this.database.committed.has(xid)) session.committed();
-      else session.notCommitted();
+        this.tell('unknown', { code: 'OUTLIVE_OUTCOME_UNKNOWN', kind: 'outcome-unknown', message: 'unknown' });
+      } else if (xid !== undefined && this.database.committed.has(xid)) this.tell('committed');
+      else this.tell('notCommitted');
     }
     session.restoring();
     const restore = session.codec.restore();
@@ -397,7 +457,8 @@ export class EngineRig {
       heard = heard.subarray(length);
       step = restore.next(frame);
     }
-    session.restored(LOGIN);
+    this.renew();
+    this.tell('restored', LOGIN, null);
   }
 
   heard(): Buffer {

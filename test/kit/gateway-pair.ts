@@ -2,12 +2,13 @@ import { once } from 'node:events';
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
-import { onTestFailed } from 'vitest';
+import { expect, onTestFailed } from 'vitest';
+import type { ClientCounts, ClientHost, ClientReport } from '../../core/host/demo/lab/clients.js';
 import type { Host } from '../../core/host/demo/lab/lab.js';
 import { ownersOf, type Recording } from '../../core/host/demo/lab/runs.js';
 import type { PairLab } from './pair-lab.js';
 import { eventually } from './servers.js';
-import { type GatewayPair, type GatewayPairOptions, startGateways } from './takeover.js';
+import { type GatewayPair, type GatewayPairOptions, PORT, startGateways } from './takeover.js';
 
 export type Name = 'a' | 'b';
 
@@ -86,3 +87,67 @@ export function notInTurn(recording: Recording, address: string, owners: readonl
   if (seen.join() === owners.join()) return null;
   return `${seen.join()}: ${JSON.stringify(recording.delivered.filter(({ source }) => source === address))}`;
 }
+
+/** Clients of every kind at work over a pair, and what they must have seen in the end. */
+export class Crowd {
+  readonly clients: ClientHost;
+  readonly #place: PairLab;
+  readonly #before: ClientReport;
+
+  private constructor(place: PairLab, clients: ClientHost, before: ClientReport) {
+    this.#place = place;
+    this.clients = clients;
+    this.#before = before;
+  }
+
+  /** Connects them, and waits until they are all followed and at work. */
+  static async start(place: PairLab, gateways: GatewayPair, counts: ClientCounts = COUNTS): Promise<Crowd> {
+    const clients = await place.clients(counts);
+    const { address } = gateways;
+    await clients.begin({ counts, address, port: PORT, rows: 20_000, sleep: 1, think: { inside: 20, between: 10 } });
+    await eventually(async () => (await clients.report()).transactions > 20);
+    await served(gateways, 'a');
+    return new Crowd(place, clients, await clients.report());
+  }
+
+  /** Waits until every client that waits or works was answered after a moment. @returns the longest pause in ms */
+  async answered(since: number, timeoutMs = 30_000): Promise<number> {
+    const { pauses, silent } = await this.clients.pauses(since, timeoutMs);
+    expect(silent).toBe(0);
+    return Math.max(...pauses);
+  }
+
+  /** Lets them end. Each must be on its first connection, without an error, and the ledger must be exact. */
+  async unharmed(): Promise<void> {
+    await this.clients.probe();
+    const report = await this.clients.finish();
+    expect(report).toMatchObject({ reconnects: 0, errors: [], wrongReads: [] });
+    expect(report.connections.map(({ portNow }) => portNow)).toEqual(
+      this.#before.connections.map(({ portBefore }) => portBefore),
+    );
+    expect(report.echoed).toBeGreaterThan(this.#before.echoed);
+    expect(report.transactions).toBeGreaterThan(this.#before.transactions);
+    expect(await this.#place.verdict(report)).toMatchObject({ right: true });
+  }
+
+  /** Lets them end. Each must have gone on without an error or have been reset, and the ledger must be exact. @returns how many were reset */
+  async unharmedOrReset(): Promise<number> {
+    await this.clients.probe();
+    const report = await this.clients.finish();
+    expect(report.errors.filter(({ message }) => !/ECONNRESET/.test(message))).toEqual([]);
+    expect(report.wrongReads).toEqual([]);
+    expect(await this.#place.verdict(report)).toMatchObject({ right: true });
+    return report.errors.length;
+  }
+}
+
+const COUNTS: ClientCounts = {
+  idle: 2,
+  transaction: 2,
+  waiting: 1,
+  result: 1,
+  commit: 1,
+  echo: 3,
+  stream: 1,
+  transfer: 6,
+};

@@ -149,7 +149,9 @@ export async function startKept(
   }
   const child = spawn(process.execPath, [join(dist, 'core/host/bin.js'), 'keeper', '--config', file], options(uid));
   const kept = new KeptGateway(child, port, file, admin, uid);
-  onTestFailed(() => process.stderr.write(`${kept.lines.map((line) => JSON.stringify(line)).join('\n')}\n`));
+  onTestFailed(() => {
+    process.stderr.write(`${kept.lines.map((line) => JSON.stringify(line)).join('\n')}\n`);
+  });
   try {
     await kept.next(({ msg, level }) => msg === 'listening' && level !== undefined);
   } catch (error) {

@@ -116,7 +116,7 @@ describe('what is said of a pair', () => {
     expect((await check(WHOLE, {}, here)).pairGaps).toEqual([
       'this host: no connection can be taken over or given away here: EPERM',
       'this host: the guard cannot be installed here: no nft',
-      'this host: acknowledgements cannot be held back here: no eBPF',
+      'this host: the gateway does not start: acknowledgements cannot be held back here: no eBPF',
     ]);
     // What is not asked for is not missed.
     const { holdAcknowledgements, ...unheld } = WHOLE;

@@ -1,17 +1,15 @@
 import { randomBytes } from 'node:crypto';
-import { writeFileSync } from 'node:fs';
-import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { CodedError } from '../../contract/index.js';
 import { guardUnavailable } from '../../io/guard.js';
 import { ackHoldUnavailable } from '../../io/hold/index.js';
 import { runCommand } from '../../io/index.js';
 import { tcpRepairUnavailable } from '../../io/tcp/index.js';
-import { etcdInstalled, startEtcdOn } from './etcd.js';
 import { type DemoOptions, withPackages } from './index.js';
 import { interruptible } from './interrupt.js';
 import { killPrimary } from './kill.js';
 import { ClientHost } from './lab/clients.js';
+import { etcdInstalled, startEtcdOn } from './lab/etcd.js';
 import { type GatewayProcess, type LogEvent, startGatewayIn } from './lab/gateway.js';
 import { type Host, Lab } from './lab/lab.js';
 import { configInFront, type LabPair, startPairIn } from './lab/servers.js';
@@ -95,12 +93,13 @@ class PairDemo {
   readonly #given: number[] = [];
   readonly #messages: string[] = [];
   readonly #counted: Counted = { replays: 0, committed: 0, aborted: 0 };
-  readonly #secret = randomBytes(24).toString('base64');
   #lab!: Lab;
   #pair!: LabPair;
   #clients!: ClientHost;
   /** Of etcd; null where it is not installed: then gateways fence by a command. */
   #store: string | null = null;
+  /** The file that holds the secret of the pair. */
+  #secret!: string;
   #owner: Name = 'a';
   #doing = 'starting';
 
@@ -132,7 +131,7 @@ class PairDemo {
   async #begin(): Promise<void> {
     const { clients } = this.#options;
     const lab = this.#lab;
-    writeFileSync(this.#secretFile, this.#secret, { mode: 0o600 });
+    this.#secret = lab.write('pair.secret', randomBytes(24).toString('base64'));
     this.#progress.show('starting a PostgreSQL primary and its synchronous standby');
     const hosts = [lab.host('db1'), lab.host('db2')] as const;
     // Sessions of both gateways, of one that is dead and whose servers have not noticed, spares, monitors and helpers.
@@ -295,10 +294,6 @@ class PairDemo {
     return this.#lab.floating().address;
   }
 
-  get #secretFile(): string {
-    return join(this.#lab.dir, 'pair.secret');
-  }
-
   async #start(name: Name): Promise<void> {
     const lab = this.#lab;
     const host = lab.host(name);
@@ -313,7 +308,7 @@ class PairDemo {
         name,
         listen: `${host.address}:${LINK_PORT}`,
         peer: { name: peer.name, address: `${peer.address}:${LINK_PORT}` },
-        secret: { file: this.#secretFile },
+        secret: { file: this.#secret },
         addresses: [{ address: this.#address, home: 'a', mover: { plugin: 'address-ip', interface: host.interface } }],
         ...(ackHoldUnavailable() === null ? { holdAcknowledgements: { interface: host.interface } } : {}),
         ...proof,

@@ -26,8 +26,20 @@ export class Journal implements Records {
     return this.linked ? this.link!.append(kind, session, bytes) : count - this.base;
   }
 
+  get keeps(): boolean {
+    return this.keeping !== null;
+  }
+
   begin(session: number, fd: number): void {
     this.keeping?.keep(session, fd);
+  }
+
+  inherit(session: number, key: string): void {
+    this.keeping?.inherit(session, key);
+  }
+
+  end(session: number): void {
+    this.keeping?.end(session);
   }
 
   grown(session: number): boolean {

@@ -1,8 +1,16 @@
 import { type Facts, type Opening, RECORD, unpack } from '../../cluster/records.js';
 import type { Shadow } from '../../cluster/shadow.js';
 import { CodedError, type Log } from '../../contract/index.js';
-import type { Wire } from '../../io/index.js';
-import { type Claimed, closeDescriptor, KeeperClient, socketPositions } from '../../io/keeper/index.js';
+import { READ_SIZE, type Wire } from '../../io/index.js';
+import {
+  type Claimed,
+  closeDescriptor,
+  KeeperClient,
+  readMemory,
+  type SharedMemory,
+  shareMemory,
+  socketPositions,
+} from '../../io/keeper/index.js';
 import * as tcp from '../../io/tcp/index.js';
 import { Follower, type World } from './follower.js';
 
@@ -13,10 +21,23 @@ export interface KeptSession {
   readonly shadow: Shadow;
 }
 
+/** What an engine had in its memory when it ended. */
+interface Remains {
+  readonly key: string;
+  readonly bytes: Uint8Array;
+  /** All that it had read of its clients before was noted. */
+  readonly rest: boolean;
+}
+
 /** Keys in the keeper: of listeners by name, of sessions by process and number. */
 const LISTENER = 'listener ';
-/** The notes of a session are told whole again after so many bytes. */
+/** What is read of clients lies in memory that the keeper holds, and a byte behind it tells that everything before is noted. */
+const MEMORY = 'memory ';
+/** The notes of a session are told whole again after so many bytes, and not before they are some times as many as that takes. */
 const RENEW_AFTER = 64 * 1024;
+const RENEW_TIMES = 2;
+/** Larger notes are cut; the limit of the keeper's protocol is higher. */
+const MAX_PIECE = 1024 * 1024;
 const RETRY_MS = 2;
 
 /**
@@ -24,7 +45,7 @@ const RETRY_MS = 2;
  * comes after a crash. A note is safe when the kernel has it.
  */
 export class Keeping {
-  private readonly openings = new Map<number, { key: string; opening: Uint8Array; bytes: number }>();
+  private readonly openings = new Map<number, Kept>();
   private readonly facts = new Map<string, Uint8Array>();
   private home: string | null = null;
   private scheduled = false;
@@ -32,14 +53,39 @@ export class Keeping {
   /** Called when the kernel has all notes of records up to this count. */
   onSafe: (count: number) => void = () => {};
   private readonly claimed: Claimed[];
+  private readonly remains: Remains[] = [];
+  /** Keys of listening sockets that are held. */
+  private readonly listeners = new Set<string>();
+  /** Notes of those that the engine before had. */
+  private readonly learnt: (readonly Uint8Array[])[] = [];
+  /** Keys of the engine before under which sessions went on. */
+  private readonly inherited = new Set<string>();
 
   private constructor(
     private readonly client: KeeperClient,
     claimed: readonly Claimed[],
+    private readonly shared: SharedMemory,
     private readonly prefix: string,
     private readonly log: Log,
   ) {
-    this.claimed = [...claimed];
+    this.claimed = claimed.filter(({ kind }) => kind !== 'memory');
+    for (const { key, kind, fd } of claimed) {
+      if (kind !== 'memory') continue;
+      const bytes = readMemory(fd, READ_SIZE + 1);
+      if (bytes !== null) this.remains.push({ key, bytes: bytes.subarray(0, READ_SIZE), rest: bytes[READ_SIZE] === 1 });
+      closeDescriptor(fd);
+    }
+    this.restIsNoted(true);
+    client.keep(MEMORY + prefix, shared.fd, 'memory');
+  }
+
+  /** What clients' connections are to be read into, so that nothing is lost between that and its note. */
+  get memory(): Uint8Array {
+    return this.shared.bytes.subarray(0, READ_SIZE);
+  }
+
+  private restIsNoted(yes: boolean): void {
+    this.shared.bytes[READ_SIZE] = yes ? 1 : 0;
   }
 
   /**
@@ -58,7 +104,7 @@ export class Keeping {
         ),
       onRefused: (asked, key, reason) => log.warn({ asked, key, reason }, 'the keeper refused something'),
     });
-    return new Keeping(client, await client.claim(), prefix, log);
+    return new Keeping(client, await client.claim(), shareMemory(READ_SIZE + 1), prefix, log);
   }
 
   get open(): boolean {
@@ -70,26 +116,61 @@ export class Keeping {
   /** The listening socket of a listener; null when it was not held. The caller's from now on. */
   listener(name: string): number | null {
     const at = this.claimed.findIndex(({ key, kind }) => kind === 'listener' && key === LISTENER + name);
-    return at < 0 ? null : this.claimed[at].fd;
+    if (at < 0) return null;
+    const [{ key, fd, notes }] = this.claimed.splice(at, 1);
+    this.learnt.push(notes);
+    this.listeners.add(key);
+    return fd;
   }
 
   /** The sessions that were held, understood; what cannot be is let go of, and its client is disconnected. */
   sessions(world: World, now: () => number): KeptSession[] {
     const found: KeptSession[] = [];
     const follower = new Follower(world, this.log, now);
-    for (const { kind, notes } of this.claimed) if (kind === 'listener') replay(follower, 0, notes);
+    const facts = this.claimed.filter(({ kind }) => kind === 'listener').map(({ notes }) => notes);
+    for (const notes of [...this.learnt.splice(0), ...facts]) replay(follower, 0, notes);
     let session = 0;
     for (const { key, kind, fd, notes, complete } of this.claimed) {
       if (kind !== 'client') continue;
       session++;
-      if (complete) replay(follower, session, notes);
-      const shadow = complete ? follower.shadows.get(session) : undefined;
-      if (shadow?.session != null) found.push({ key, fd, shadow });
-      else this.release(key, fd);
+      const shadow = complete && replay(follower, session, notes) ? follower.shadows.get(session) : undefined;
+      if (shadow?.session != null) {
+        found.push({ key, fd, shadow });
+        continue;
+      }
+      this.release(key, fd);
+      this.unusable++;
     }
+    this.complete(found);
+    // Listeners that were not asked for are no longer configured: nobody would ever accept what they hold.
+    for (const { key, kind, fd } of this.claimed) if (kind === 'listener') this.release(key, fd);
     this.claimed.length = 0;
     return found;
   }
+
+  /** Gives the session that was read last what the engine before had no time to note. */
+  private complete(found: readonly KeptSession[]): void {
+    const all = this.remains.splice(0);
+    for (const { key } of all) this.client.drop(key);
+    const lacking = found.filter(({ fd, shadow }) => unnoted(fd, shadow) > 0);
+    if (lacking.length !== 1) return;
+    const [{ key, fd, shadow }] = lacking;
+    // There are two when the engine before ended before it had gone on with anything: then only its own clients' words lie in its own.
+    const remains = all.find((each) => key.startsWith(`${each.key.slice(MEMORY.length)} `)) ?? all.at(0);
+    const length = unnoted(fd, shadow);
+    if (remains?.rest !== true || length > remains.bytes.length) return;
+    const bytes = remains.bytes.slice(0, length);
+    try {
+      shadow.record(RECORD.client, bytes);
+    } catch (error) {
+      this.log.error({ code: 'OUTLIVE_SHADOW_LOST', stack: (error as Error).stack }, (error as Error).message);
+      return;
+    }
+    this.write(key, frame(RECORD.client, bytes), false);
+  }
+
+  /** How many connections were held of which the notes were of no use; they were closed. */
+  unusable = 0;
 
   /**
    * The wire of a held connection, with the client told what it was not yet. Throws OUTLIVE_TAKEOVER_GAP when the engine before had
@@ -109,7 +190,7 @@ export class Keeping {
         `the engine before had left no note of all it did: ${what}`,
       );
     }
-    const wire = tcp.wireOf(fd);
+    const wire = tcp.wireOf(fd, { memory: this.memory });
     for (const bytes of unsaid) wire.write(bytes);
     return wire;
   }
@@ -129,8 +210,11 @@ export class Keeping {
 
   /** Holds a listening socket. */
   keepListener(name: string, fd: number): void {
-    this.client.keep(LISTENER + name, fd, 'listener', name);
-    this.home ??= LISTENER + name;
+    const key = LISTENER + name;
+    // Holding it again would throw away the notes that it has.
+    if (!this.listeners.has(key)) this.client.keep(key, fd, 'listener', name);
+    this.listeners.add(key);
+    this.home ??= key;
   }
 
   /** Holds the connection of a session, of which notes follow. */
@@ -138,7 +222,26 @@ export class Keeping {
     if (this.openings.has(session)) return;
     const key = `${this.prefix} ${session}`;
     this.client.keep(key, fd, 'client');
-    this.openings.set(session, { key, opening: NOTHING, bytes: 0 });
+    this.openings.set(session, { key, opening: NOTHING, bytes: 0, whole: 0 });
+  }
+
+  /** A session goes on under the key of the engine before; its notes follow those that are there. */
+  inherit(session: number, key: string): void {
+    this.openings.set(session, { key, opening: NOTHING, bytes: 0, whole: 0 });
+    this.inherited.add(key);
+  }
+
+  /** True when a session goes on, or went on, under this key of the engine before. */
+  inherits(key: string): boolean {
+    return this.inherited.has(key);
+  }
+
+  /** Lets go of the connection of a session. */
+  end(session: number): void {
+    const own = this.openings.get(session);
+    if (own === undefined) return;
+    this.openings.delete(session);
+    this.client.drop(own.key);
   }
 
   /** Notes a record. @returns how many there are by now */
@@ -146,8 +249,8 @@ export class Keeping {
     this.appended++;
     if (kind === RECORD.facts) this.noteFacts(bytes);
     else this.note(kind, session, bytes);
-    // What was read from the client is gone with this process, so it is noted before anything else is done.
-    if (kind === RECORD.client) this.client.flush();
+    // What was read from the client is noted before anything else is read.
+    if (kind === RECORD.client) this.restIsNoted(this.client.flush());
     if (!this.scheduled) {
       this.scheduled = true;
       setImmediate(() => this.flush());
@@ -157,15 +260,15 @@ export class Keeping {
 
   /** True when the notes of a session have grown so much that it should be told whole again. */
   grown(session: number): boolean {
-    return (this.openings.get(session)?.bytes ?? 0) > RENEW_AFTER;
+    const { bytes, whole } = this.openings.get(session) ?? NONE;
+    return bytes > Math.max(RENEW_AFTER, RENEW_TIMES * whole);
   }
 
   private note(kind: number, session: number, bytes: Uint8Array): void {
     const own = this.openings.get(session);
     if (own === undefined || kind === RECORD.acked) return;
     if (kind === RECORD.close) {
-      this.openings.delete(session);
-      this.client.drop(own.key);
+      this.end(session);
       return;
     }
     const note = frame(kind, bytes);
@@ -175,17 +278,24 @@ export class Keeping {
     }
     if (kind === RECORD.capsule) {
       own.bytes = 0;
-      this.client.note(own.key, Buffer.concat([own.opening, note]), true);
+      own.whole = note.length;
+      this.write(own.key, Buffer.concat([own.opening, note]), true);
       return;
     }
     own.bytes += note.length;
-    this.client.note(own.key, note);
+    this.write(own.key, note, false);
+  }
+
+  private write(key: string, note: Uint8Array, replace: boolean): void {
+    for (let at = 0; at < note.length; at += MAX_PIECE) {
+      this.client.note(key, note.subarray(at, at + MAX_PIECE), replace && at === 0);
+    }
   }
 
   private noteFacts(bytes: Uint8Array): void {
     const { cluster, database } = unpack<Facts>(bytes);
     this.facts.set(`${cluster}\0${database}`, frame(RECORD.facts, bytes));
-    if (this.home !== null) this.client.note(this.home, Buffer.concat([...this.facts.values()]), true);
+    if (this.home !== null) this.write(this.home, Buffer.concat([...this.facts.values()]), true);
   }
 
   private flush(): void {
@@ -195,6 +305,7 @@ export class Keeping {
       return;
     }
     this.scheduled = false;
+    this.restIsNoted(true);
     this.onSafe(count);
   }
 
@@ -208,6 +319,17 @@ export class Keeping {
   }
 }
 
+/** What the keeper has of a session. */
+interface Kept {
+  readonly key: string;
+  /** The note of its beginning. */
+  opening: Uint8Array;
+  /** Bytes of notes since it was told whole, and bytes that this took. */
+  bytes: number;
+  whole: number;
+}
+
+const NONE = { bytes: 0, whole: 0 };
 const NOTHING = new Uint8Array(0);
 const HEAD = 5;
 
@@ -220,12 +342,24 @@ function frame(kind: number, bytes: Uint8Array): Uint8Array {
   return note;
 }
 
-function replay(follower: Follower, session: number, notes: readonly Uint8Array[]): void {
+/** @returns false when the end of them is missing: the engine died while it wrote them */
+function replay(follower: Follower, session: number, notes: readonly Uint8Array[]): boolean {
   const all = Buffer.concat(notes);
-  for (let at = 0; at + HEAD <= all.length; ) {
-    const end = at + HEAD + all.readUInt32BE(at + 1);
+  for (let at = 0; at < all.length; ) {
+    const end = at + HEAD <= all.length ? at + HEAD + all.readUInt32BE(at + 1) : Number.POSITIVE_INFINITY;
+    if (end > all.length) return false;
     follower.record(all[at], session, all.subarray(at + HEAD, end));
     at = end;
+  }
+  return true;
+}
+
+/** Bytes of the client that the engine before had read and left no note of; 0 where that is not known. */
+function unnoted(fd: number, { opening, received }: Shadow): number {
+  try {
+    return opening.kept === null ? 0 : socketPositions(fd).consumed + opening.kept.received - received;
+  } catch {
+    return 0;
   }
 }
 

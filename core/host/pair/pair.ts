@@ -47,8 +47,8 @@ export interface PairWorld {
   sessions(): readonly SessionHost[];
   /** What a shadow of a session lives in; null for a listener that is not configured here. */
   shadowWorld(opening: Opening, shared: () => unknown): ShadowWorld | null;
-  /** Goes on with a session over this wire. */
-  adopt(shadow: Shadow, wire: Wire): SessionHost;
+  /** Goes on with a session over this wire. @param key what the keeper has it under, for one of the engine before */
+  adopt(shadow: Shadow, wire: Wire, key?: string): SessionHost;
   /** Ports of the listeners. */
   ports(): readonly number[];
   readonly run: RunCommand;
@@ -75,6 +75,8 @@ const ORDER_MS = 15_000;
 const ASK_AGAIN_MS = 500;
 /** Sessions that cannot be told of at once are waited for so long before a planned move. */
 const SETTLE_MS = 2000;
+/** Connections that were half open when nobody new was let in any more are there after so long, on all but the longest ways. */
+const HANDSHAKE_MS = 200;
 /** So many decisions are remembered for the status. */
 const REMEMBERED = 20;
 const POLL_MS = 20;
@@ -224,6 +226,7 @@ export class Pair implements SessionPair {
     this.delay.enable();
     if (this.keeping !== null) {
       this.keptSessions = this.keeping.sessions((opening, shared) => this.world.shadowWorld(opening, shared), this.now);
+      this.inherited.lost = this.keeping.unusable;
       this.journal.alone();
       this.shipper.linkUp();
     }
@@ -385,7 +388,8 @@ export class Pair implements SessionPair {
   }
 
   private linkDown(why: 'silent' | 'refused' | 'left'): void {
-    if (this.linkState.state === 'up') {
+    const wasUp = this.linkState.state === 'up';
+    if (wasUp) {
       const fields = { code: 'OUTLIVE_PAIR_LOST', peer: this.config.peer.name, why };
       this.log.warn(fields, 'the other gateway is gone: sessions here are not protected against the loss of this host');
     }
@@ -393,12 +397,38 @@ export class Pair implements SessionPair {
     this.linkState = { state: 'down', since, why };
     // Nothing that waited for the peer may leave when this process was asleep and somebody else has the address by now.
     this.look();
-    if (this.keeping === null) this.shipper.linkDown();
-    else {
+    if (this.keeping === null) {
+      if (!wasUp) {
+        // It is heard of again: it is there, and has forgotten everything.
+        if (why !== 'silent') this.shipper.alone();
+      } else if (why === 'silent' && this.plugins.lease !== null) {
+        this.shipper.linkDown(true);
+        void this.assure(this.plugins.lease);
+      } else this.shipper.linkDown();
+    } else {
       this.journal.alone();
       this.shipper.goOn();
     }
     this.look();
+  }
+
+  /**
+   * Goes on without a peer that fell silent as soon as the store says that what is served here still is this gateway's: who is cut off from
+   * both would serve clients further than the peer knows, and the peer, which takes over next, would have to reset them.
+   */
+  private async assure(lease: LeasePlugin): Promise<void> {
+    const { since } = this.linkState;
+    const over = () => this.stopped || this.linkState.state === 'up' || this.linkState.since !== since;
+    while (!over()) {
+      const served = this.addresses.filter(({ serving }) => serving);
+      const holders = await Promise.all(served.map(({ address }) => lease.holder(address))).catch(() => null);
+      if (over()) return;
+      if (holders?.every((holder) => holder?.owner === this.config.name)) {
+        this.shipper.alone();
+        return;
+      }
+      await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+    }
   }
 
   private heard(beat: unknown): void {
@@ -713,11 +743,13 @@ export class Pair implements SessionPair {
     if (this.keeping !== null) {
       const own = this.keptSessions.filter(({ shadow }) => shadow.opening.address === one.address);
       this.keptSessions = this.keptSessions.filter((session) => !own.includes(session));
-      const adopt = ({ shadow }: KeptSession, wire: Wire) => {
+      const adopt = ({ shadow, key }: KeptSession, wire: Wire) => {
         this.accepted(wire);
-        return this.world.adopt(shadow, wire);
+        return this.world.adopt(shadow, wire, key);
       };
       const done = goOnWithKept(this.keeping, own, adopt, this.log);
+      this.inherited.kept += done.kept;
+      this.inherited.lost += done.lost;
       kept += done.kept;
       lost += done.lost;
     }
@@ -896,6 +928,8 @@ export class Pair implements SessionPair {
 
   /** Sessions of the engine before, whose connections the keeper holds. */
   private keptSessions: KeptSession[] = [];
+  /** Of these, those that go on, and those that could not. */
+  readonly inherited = { kept: 0, lost: 0 };
 
   /** The other gateway has an address: what was held of it here is let go of without a word. */
   private dropKept(address: string): void {
@@ -931,10 +965,12 @@ export class Pair implements SessionPair {
 
   /** Waits a while until the other gateway follows all sessions on an address, and nobody is about to log in. False when that did not happen. */
   private async settled(address: string): Promise<boolean> {
-    const until = this.now() + SETTLE_MS;
+    const since = this.now();
+    const [early, until] = [since + HANDSHAKE_MS, since + SETTLE_MS];
     const stays = (host: SessionHost) => !host.movable || host.state === 'greeting';
     const ready = () => !this.world.sessions().some((host) => host.address === address && stays(host));
-    while (!ready() && this.now() < until) await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+    while (this.now() < early || (!ready() && this.now() < until))
+      await new Promise((resolve) => setTimeout(resolve, POLL_MS));
     return ready();
   }
 

@@ -50,10 +50,15 @@ const MAX_RETOLD = 5;
 /** Larger chunks are copied: the session may move bytes within them before they have left. */
 const BY_REFERENCE = 16 * 1024;
 
-/** Tells the peer of one session, and holds back what the client may get only when the peer knows of it. */
+/**
+ * Tells the peer, and the keeper of this host if there is one, of one session, and holds back what the client may get only when they
+ * know of it.
+ */
 export class Replica {
   /** The peer follows: it was told all, and is told every input. */
   followed = false;
+  /** The keeper has all of it, and gets every input, whether or not the peer follows. */
+  noted = false;
   /** Bytes for the client that wait for the peer. */
   waiting = 0;
   /** An input is being processed: what is said follows from it. */
@@ -80,10 +85,21 @@ export class Replica {
     private readonly shipper: Shipper,
   ) {}
 
+  /** Somebody is told of every input. */
+  private get told(): boolean {
+    return this.followed || this.noted;
+  }
+
+  /** The session goes on from what the engine before left with the keeper under this key, which stays its own. Before any input. */
+  inherit(key: string): void {
+    this.shipper.inherit(this.id, key);
+    this.noted = true;
+  }
+
   /** A chunk is about to be processed. */
   input(kind: typeof RECORD.client | typeof RECORD.server, chunk: Uint8Array): void {
     this.inside = true;
-    if (!this.followed) return;
+    if (!this.told) return;
     this.learnt();
     this.last = this.shipper.append(kind, this.id, chunk.length < BY_REFERENCE ? chunk : chunk.slice());
     if (kind !== RECORD.client) return;
@@ -99,7 +115,7 @@ export class Replica {
   /** A call is about to be made. */
   call(call: Call): void {
     this.inside = true;
-    if (!this.followed) return;
+    if (!this.told) return;
     this.learnt();
     this.last = this.shipper.append(RECORD.call, this.id, call.length > 1 ? pack(call) : packedName(call));
   }
@@ -129,6 +145,7 @@ export class Replica {
       const opening = subject.opening();
       if (opening === null) {
         // It cannot be moved; it will not be asked again.
+        this.forget();
         this.over = true;
         shipper.untold.delete(this);
         return;
@@ -144,13 +161,19 @@ export class Replica {
     this.tell(snapshot, unheard);
     if (this.gate !== null) shipper.safeAfter(this, this.received, this.last);
     this.followed = true;
+    this.noted = shipper.keeps;
     shipper.untold.delete(this);
     this.look();
   }
 
   /** The session is at a point that no input tells of: the peer is told all anew. */
   renew(): void {
-    if (!this.followed) return;
+    if (!this.told) return;
+    if (!this.followed) {
+      this.offer();
+      if (!this.followed) this.forget();
+      return;
+    }
     const { subject } = this;
     const snapshot = subject.snapshot();
     // Who has followed knows it; who begins here finds in the socket what the kernel was given.
@@ -179,7 +202,7 @@ export class Replica {
   /** Bytes for the client: written at once, or when the peer holds what they follow from. */
   say(bytes: Uint8Array): void {
     const { subject, shipper } = this;
-    if (!this.followed) {
+    if (!this.told) {
       // What was said before must not be overtaken.
       if (this.waiting > 0 || this.stopped) this.hold(bytes);
       else subject.deliver(bytes);
@@ -217,7 +240,7 @@ export class Replica {
       this.due = true;
       return false;
     }
-    if (!this.followed || !this.subject.durable) return true;
+    if (!this.told || !this.subject.durable) return true;
     // Always by way of `proceed`, so that the peer's session takes the same way at the same time.
     if (!this.due) {
       this.due = true;
@@ -291,22 +314,29 @@ export class Replica {
   retell(): void {
     if (this.over || !this.followed) return;
     this.retold++;
-    this.forget();
+    this.unfollow();
   }
 
-  /** The peer is gone: it knows nothing any more. */
+  /** The kernel may acknowledge what it has. */
+  ungate(): void {
+    this.gate?.open();
+    this.gate = null;
+  }
+
+  /** The peer is gone: it knows nothing any more. The keeper does. */
   unfollow(): void {
     this.followed = false;
     this.opened = false;
     this.facts = undefined;
-    this.gate?.open();
-    this.gate = null;
+    // Where the client is to wait for the peer it keeps what nobody else has.
+    if (!this.shipper.stopped) this.ungate();
     if (!this.over) this.shipper.untold.add(this);
   }
 
-  /** The peer is to forget the session, which it can no longer follow. */
+  /** All are to forget the session, which they can no longer follow. */
   private forget(): void {
-    if (this.opened && this.shipper.up) this.shipper.append(RECORD.close, this.id, NOTHING);
+    if ((this.opened || this.noted) && this.shipper.up) this.shipper.append(RECORD.close, this.id, NOTHING);
+    this.noted = false;
     this.unfollow();
   }
 
@@ -314,6 +344,8 @@ export class Replica {
   close(): void {
     if (this.over) {
       this.gate?.open();
+      // Whoever has the connection now, it is not the next engine on this host.
+      this.shipper.end(this.id);
       this.shipper.remove(this);
       return;
     }

@@ -5,8 +5,14 @@ import { Replica, type Subject } from './replica.js';
 export interface Records {
   /** @returns the position of the record: the first one of a link is 0 */
   append(kind: number, session: number, bytes: Uint8Array): number;
+  /** There is a keeper, which gets all records. */
+  readonly keeps: boolean;
   /** A session begins whose connection is this descriptor. */
   begin(session: number, fd: number): void;
+  /** A session goes on that the keeper has under this key. */
+  inherit(session: number, key: string): void;
+  /** The keeper lets go of a session, of which the peer is told nothing. */
+  end(session: number): void;
   /** True when much was told of a session since it was told whole. */
   grown(session: number): boolean;
 }
@@ -42,6 +48,8 @@ export class Shipper {
   private readonly told = new Map<string, unknown>();
   private readonly timer: NodeJS.Timeout;
   private resyncing: NodeJS.Immediate | null = null;
+  /** Nobody knows yet whether this gateway may go on without the peer. */
+  private undecided = false;
 
   /**
    * @param records where records go while {@link up}
@@ -60,7 +68,7 @@ export class Shipper {
 
   /** There is nobody to be told, and clients of durable sessions are to wait for that. */
   get stopped(): boolean {
-    return this.stops && !this.up;
+    return (this.stops || this.undecided) && !this.up;
   }
 
   /** A session that is to be told of. */
@@ -89,6 +97,18 @@ export class Shipper {
 
   begin(session: number, fd: number): void {
     this.records.begin(session, fd);
+  }
+
+  get keeps(): boolean {
+    return this.records.keeps;
+  }
+
+  inherit(session: number, key: string): void {
+    this.records.inherit(session, key);
+  }
+
+  end(session: number): void {
+    this.records.end(session);
   }
 
   grown(session: number): boolean {
@@ -122,6 +142,7 @@ export class Shipper {
   linkUp(): void {
     for (const replica of this.replicas.values()) replica.unfollow();
     this.up = true;
+    this.undecided = false;
     this.goOn();
     this.told.clear();
     this.resync([...this.untold]);
@@ -143,15 +164,28 @@ export class Shipper {
     });
   }
 
-  /** The peer is gone. */
-  linkDown(): void {
+  /**
+   * The peer is gone.
+   * @param undecided true: it may be about to take over. Until {@link alone} it must find all clients where it knows them to be
+   */
+  linkDown(undecided = false): void {
     this.up = false;
+    this.undecided = undecided;
     for (const replica of this.replicas.values()) replica.unfollow();
     this.unlooked.clear();
     if (this.resyncing !== null) clearImmediate(this.resyncing);
     this.resyncing = null;
-    if (!this.stops) this.releaseAll();
+    if (!this.stopped) this.releaseAll();
     for (const check of [...this.watchers]) check();
+  }
+
+  /** The peer is gone, and will not take over what this gateway does from now on. */
+  alone(): void {
+    if (!this.undecided) return;
+    this.undecided = false;
+    if (this.stopped) return;
+    for (const replica of this.replicas.values()) replica.ungate();
+    this.releaseAll();
   }
 
   /** Releases all that waits: nobody will confirm it. */

@@ -1,7 +1,7 @@
 import type { Log } from '../../contract/index.js';
 import type { Wire } from '../../io/index.js';
 import { fdOf, unwrittenOf } from '../../io/tcp/index.js';
-import type { SessionHost, SessionPair } from '../session-host.js';
+import type { SessionPair } from '../session-host.js';
 import { Journal } from './journal.js';
 import { type Keeping, keptCounts } from './keeping.js';
 import type { Replica, Subject } from './replica.js';
@@ -75,14 +75,15 @@ export class Solo implements SessionPair {
 export function goOnWithKept(
   keeping: Keeping,
   sessions: Parameters<typeof keeping.wire>[0][],
-  adopt: (session: Parameters<typeof keeping.wire>[0], wire: Wire) => SessionHost,
+  adopt: (session: Parameters<typeof keeping.wire>[0], wire: Wire) => unknown,
   log: Log,
 ): { kept: number; lost: number } {
   let kept = 0;
   for (const session of sessions) {
     try {
       adopt(session, keeping.wire(session));
-      keeping.drop(session.key);
+      // One that is no longer to be told of, by a configuration that has changed.
+      if (!keeping.inherits(session.key)) keeping.drop(session.key);
       kept++;
     } catch (error) {
       keeping.release(session.key, session.fd);

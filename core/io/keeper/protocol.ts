@@ -16,8 +16,9 @@ export const MAX_NOTE = 16 * 1024 * 1024;
 export const TOKEN_LENGTH = 16;
 const MAX_FRAME = MAX_NOTE + 1024;
 
-export type Kind = 'listener' | 'client';
-const KINDS: readonly Kind[] = ['listener', 'client'];
+/** A memory is what an engine reads into, so that nothing is lost between that and its note. */
+export type Kind = 'listener' | 'client' | 'memory';
+const KINDS: readonly Kind[] = ['listener', 'client', 'memory'];
 
 /** Connections of an engine (one for messages, one for descriptors, with the same token), and of an operator. */
 export type Channel = 'control' | 'descriptors' | 'operator';

@@ -1,7 +1,7 @@
 import { CodedError } from '../../contract/index.js';
 import { systemError } from '../errors.js';
 import { binding, RawWire } from '../raw-wire.js';
-import type { Wire, WireMarks } from '../wire.js';
+import type { Wire, WireMarks, WireMemory } from '../wire.js';
 import { type FrozenTcp, freeze } from './repair.js';
 
 /**
@@ -9,7 +9,7 @@ import { type FrozenTcp, freeze } from './repair.js';
  * from now on, and nobody else may close it. Throws OUTLIVE_TCP_REPAIR_UNAVAILABLE where this Node has no bare handles, and
  * the system's error for a descriptor that is no socket; the descriptor is the caller's then.
  */
-export function wireOf(fd: number, marks: WireMarks = {}): RawWire {
+export function wireOf(fd: number, marks: WireMarks & WireMemory = {}): RawWire {
   if (binding === null) {
     const message = 'a connection cannot be taken over: this version of Node has no bare TCP handles as they are known';
     throw new CodedError('OUTLIVE_TCP_REPAIR_UNAVAILABLE', 'system', message);

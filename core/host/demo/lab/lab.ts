@@ -1,6 +1,6 @@
 import { type ChildProcess, type SpawnOptions, spawn, spawnSync } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
-import { mkdtempSync, readdirSync, readlinkSync, statSync } from 'node:fs';
+import { mkdtempSync, readdirSync, readlinkSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -178,6 +178,13 @@ export class Lab {
   /** The network in CIDR form, and the same for IPv6. */
   get networks(): readonly string[] {
     return this.ipv6 ? [`${NETWORK}.0/24`, `${NETWORK6}/64`] : [`${NETWORK}.0/24`];
+  }
+
+  /** Writes a file into {@link dir} that only root can read. @returns its path */
+  write(name: string, text: string): string {
+    const path = join(this.dir, name);
+    writeFileSync(path, text, { mode: 0o600 });
+    return path;
   }
 
   /** Path of a compiled file of the program, such as `core/host/bin.js`. */

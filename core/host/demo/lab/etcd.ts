@@ -2,8 +2,8 @@ import { spawnSync } from 'node:child_process';
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
-import { CodedError } from '../../contract/index.js';
-import type { Host } from './lab/lab.js';
+import { CodedError } from '../../../contract/index.js';
+import type { Host } from './lab.js';
 
 /** Whether the program `etcd` is installed (Debian: etcd-server). */
 export function etcdInstalled(): boolean {

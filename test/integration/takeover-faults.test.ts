@@ -1,0 +1,104 @@
+import { setTimeout as sleep } from 'node:timers/promises';
+import { expect, it } from 'vitest';
+import { now } from '../../core/host/demo/workload.js';
+import { Crowd, notInTurn, outlive, served, startTakeover } from '../kit/gateway-pair.js';
+import { describeLab, usePairLab } from '../kit/pair-lab.js';
+
+/** K6: a network that is bad without being cut, and a host that sleeps. */
+const HOLD = { holdAcknowledgements: { interface: 'eth0' } };
+
+describeLab('a bad network', () => {
+  const place = usePairLab();
+
+  it.each([
+    ['the other one', 'to'],
+    ['the owner', 'from'],
+  ] as const)('where %s does not hear its peer: the owner goes on', async (_who, direction) => {
+    const gateways = await startTakeover(place, { clients: 40, proof: 'etcd' });
+    const [a, b] = [gateways.host('a'), gateways.host('b')];
+    const stop = await place.lab.recorder([gateways.address]);
+    const crowd = await Crowd.start(place, gateways);
+    await crowd.clients.watch();
+    const since = now();
+    await a.cutFrom(b, direction);
+    await gateways.a.event(({ code }) => code === 'OUTLIVE_PAIR_LOST');
+    await gateways.b.event(({ code }) => code === 'OUTLIVE_PAIR_LOST');
+    await crowd.answered(since);
+    await gateways.b.event(({ msg, reason }) => msg === 'decided' && reason === 'lease-theirs');
+    await a.mendFrom(b);
+    await served(gateways, 'a');
+    await outlive(place, gateways, 'b', 'takeover');
+    await crowd.unharmed();
+    expect(notInTurn(await stop(), gateways.address, ['a', 'b'])).toBeNull();
+  });
+
+  it('that takes 200 ms: nothing is taken over but what an operator orders', async () => {
+    const gateways = await startTakeover(place, { clients: 40, proof: 'etcd' });
+    const [a, b] = [gateways.host('a'), gateways.host('b')];
+    const stop = await place.lab.recorder([gateways.address]);
+    const crowd = await Crowd.start(place, gateways);
+    await a.impair({ delayMs: 200 });
+    await crowd.clients.watch();
+    await crowd.answered(now());
+    await served(gateways, 'a');
+    await outlive(place, gateways, 'b', 'takeover');
+    await served(gateways, 'b');
+    await b.impair({ delayMs: 200 });
+    await crowd.clients.watch();
+    await crowd.answered(now());
+    await outlive(place, gateways, 'a', 'takeover');
+    await crowd.unharmed();
+    expect(notInTurn(await stop(), gateways.address, ['a', 'b', 'a'])).toBeNull();
+  });
+
+  it('that loses 5 % of all packets: clients go on, through a planned move and the loss of the owner', async () => {
+    const gateways = await startTakeover(place, { clients: 40, proof: 'etcd', pair: HOLD });
+    const [a, b] = [gateways.host('a'), gateways.host('b')];
+    const stop = await place.lab.recorder([gateways.address]);
+    const crowd = await Crowd.start(place, gateways);
+    await Promise.all([a.impair({ lossPercent: 5 }), b.impair({ lossPercent: 5 })]);
+    await crowd.clients.watch();
+    await crowd.answered(now());
+    await outlive(place, gateways, 'b', 'takeover');
+    await served(gateways, 'b');
+    await outlive(place, gateways, 'a', 'takeover');
+    await served(gateways, 'a');
+    await crowd.clients.watch();
+    const since = now();
+    await a.crash();
+    await crowd.answered(since);
+    await crowd.unharmed();
+    expect(notInTurn(await stop(), gateways.address, ['a', 'b', 'a', 'b'])).toBeNull();
+  });
+});
+
+describeLab('an owner that sleeps longer than its lease', () => {
+  const place = usePairLab();
+
+  it.each([true, false])('says nothing when it wakes up, and follows (acknowledgements held: %s)', async (held) => {
+    const gateways = await startTakeover(place, { clients: 40, proof: 'etcd', ...(held ? { pair: HOLD } : {}) });
+    const a = gateways.host('a');
+    const stop = await place.lab.recorder([gateways.address]);
+    const crowd = await Crowd.start(place, gateways);
+    await crowd.clients.watch();
+    const since = now();
+    a.freeze();
+    await gateways.took('b');
+    // Clients of which the sleeping host's kernel had acknowledged more than was passed on are reset within this time.
+    if (held) await crowd.answered(since);
+    else await sleep(2500);
+    a.thaw();
+    await gateways.a.event(({ code }) => code === 'OUTLIVE_OWNERSHIP_LOST');
+    await served(gateways, 'b');
+    expect((await gateways.a.status()).pair.addresses[0]).toMatchObject({ owner: 'b', epoch: 2 });
+    if (held) {
+      await outlive(place, gateways, 'a', 'takeover');
+      await served(gateways, 'a');
+      await crowd.unharmed();
+    } else {
+      const reset = await crowd.unharmedOrReset();
+      expect((await gateways.b.status()).pair.counts.reset).toBe(reset);
+    }
+    expect(notInTurn(await stop(), gateways.address, held ? ['a', 'b', 'a'] : ['a', 'b'])).toBeNull();
+  });
+});
