@@ -187,8 +187,8 @@ export class Shadow {
       this.closing = true;
     },
     count: ignore,
-    // When it is safe for what decides to leave is told by a record.
-    durable: () => false,
+    // When it is safe for what decides to leave is told by a record; where nobody waits for that, it leaves at once.
+    durable: () => !this.opening.durable,
   };
 }
 

@@ -29,6 +29,7 @@ export class GatewayPair {
   a!: GatewayProcess;
   b!: GatewayProcess;
   #etcd: Etcd | null = null;
+  readonly #dead = new Set<'a' | 'b'>();
   readonly #place: PairLab;
   readonly #options: GatewayPairOptions;
 
@@ -65,6 +66,23 @@ export class GatewayPair {
       },
       { timeoutMs: 20_000, intervalMs: 50, message: 'the address is served' },
     );
+  }
+
+  /** What a power cut does to a gateway's host. It is rebooted when the test is over, if it was not before. */
+  async crash(name: 'a' | 'b'): Promise<void> {
+    const host = this.host(name);
+    this.#dead.add(name);
+    this.#place.atEnd(async () => {
+      if (this.#dead.delete(name)) await host.reboot();
+    });
+    await host.crash();
+  }
+
+  /** Power is back, and the gateway starts anew. */
+  async reboot(name: 'a' | 'b'): Promise<void> {
+    this.#dead.delete(name);
+    await this.host(name).reboot();
+    await this.start(name);
   }
 
   /** Starts a gateway, also one that was there before. */

@@ -37,6 +37,8 @@ export interface ToldOptions {
   /** Nobody is told anything before {@link ToldRig.join}. */
   readonly late?: boolean;
   readonly inherited?: Inherited;
+  /** Durability `local`: the client waits for nobody. */
+  readonly local?: boolean;
   /** Called when everything that was told has come. */
   readonly onEven?: (rig: ToldRig) => void;
 }
@@ -85,9 +87,9 @@ export class ToldRig extends EngineRig {
     this.replica = this.shipper.replicate({
       cluster: 'c',
       database: 'd',
-      durable: true,
+      durable: options.local !== true,
       outstanding: () => this.heard().length - this.acknowledged,
-      opening: () => OPENING,
+      opening: () => ({ ...OPENING, durable: options.local !== true }),
       snapshot: () => {
         const capsule = this.session.capsule();
         return capsule === null ? null : { capsule, received: this.received, origin: null };
