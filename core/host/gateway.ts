@@ -63,6 +63,8 @@ export interface GatewayOptions {
   readonly onRetired?: () => void;
 }
 
+/** How long sessions may take to be such that another engine can go on with them, before that one takes over. */
+const SETTLE_MS = 2000;
 /** How long sessions may take to leave when the gateway stops. */
 const STOP_MS = 1000;
 
@@ -265,6 +267,9 @@ class RunningGateway implements Gateway {
   private async retire(): Promise<void> {
     this.log.info({}, 'another engine takes over');
     await Promise.all(this.doors.map((door) => door.leave()));
+    const until = now() + SETTLE_MS;
+    const settled = () => this.doors.every(({ sessions }) => sessions.every((host) => host.settled));
+    while (!settled() && now() < until) await new Promise((resolve) => setTimeout(resolve, 5));
     if (this.pair !== null) await this.pair.retire();
     else for (const host of this.doors.flatMap((door) => door.sessions)) host.retire(abandon);
     await this.keeping!.settled();
@@ -276,7 +281,9 @@ class RunningGateway implements Gateway {
     const found: Record<string, BackendReach> = {};
     for (const cluster of this.clusters.values()) {
       for (const { name, reachable, facts } of cluster.servers()) {
-        found[`${cluster.name}/${name}`] = !reachable ? 'unreachable' : facts?.writable === true ? 'ok' : 'read-only';
+        // Of what nobody watches nothing is known, and nothing speaks against it.
+        const reach = reachable || !cluster.monitored ? 'read-only' : 'unreachable';
+        found[`${cluster.name}/${name}`] = facts?.writable === true && reachable ? 'ok' : reach;
       }
     }
     return found;

@@ -381,6 +381,12 @@ export class SessionHost implements SessionIo {
     return this.session === null || (this.replica?.followed === true && !this.recovering);
   }
 
+  /** False while another engine on this host could not go on with this session, and could soon: while its client logs in, or nobody could be told of it yet. */
+  get settled(): boolean {
+    if (this.session === null) return this.ended;
+    return this.replica === null || this.replica.noted;
+  }
+
   /**
    * Stops everything, so that the peer can go on with this session. The server connection is given up.
    * @param freeze stops the connection; throws when that cannot be
@@ -407,6 +413,20 @@ export class SessionHost implements SessionIo {
     return true;
   }
 
+  /** Its client has closed its side of the connection, or its server has ended the session. */
+  get leaving(): boolean {
+    return this.gone || this.session?.ending === true;
+  }
+
+  private gone = false;
+
+  /** Lets a client that is leaving go: the connection is closed in order, and nothing said. */
+  dismiss(): void {
+    this.replica?.close();
+    this.wire.end();
+    this.end();
+  }
+
   /** Stops the connection and gives the server connection up. Null when that cannot be done now. */
   private still(freeze: (wire: Wire) => FrozenTcp): FrozenTcp | null {
     const { wire, backend } = this;
@@ -416,7 +436,7 @@ export class SessionHost implements SessionIo {
     try {
       frozen = freeze(wire);
     } catch {
-      // The client is leaving.
+      this.gone = true;
       return null;
     }
     this.standing = frozen;
@@ -686,9 +706,10 @@ export class SessionHost implements SessionIo {
 
   /** Ends the session with an error of the gateway's own. */
   fatal(error: GatewayError): void {
+    const mute = this.session?.amidFrame === true;
     this.session?.close();
     this.replica?.close();
-    this.wire.end(this.env.codec.refuse(error));
+    this.wire.end(mute ? undefined : this.env.codec.refuse(error));
     this.end();
   }
 

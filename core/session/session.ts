@@ -132,6 +132,11 @@ export class Session implements Sink {
     this.stats = stats;
   }
 
+  /** True when the client has only a part of a frame: nothing else can be said to it before the rest. */
+  get amidFrame(): boolean {
+    return this.midFrame || this.relayLeft > 0;
+  }
+
   /** True when so much is held that the client should not be read. */
   get full(): boolean {
     return this.clientPaused;

@@ -34,7 +34,7 @@ describeLab('a bad network', () => {
 
   it('that takes 200 ms: nothing is taken over but what an operator orders', async () => {
     const gateways = await startTakeover(place, { clients: 40, proof: 'etcd' });
-    const [a, b] = [gateways.host('a'), gateways.host('b')];
+    const a = gateways.host('a');
     const stop = await place.lab.recorder([gateways.address]);
     const crowd = await Crowd.start(place, gateways);
     await a.impair({ delayMs: 200 });
@@ -43,7 +43,6 @@ describeLab('a bad network', () => {
     await served(gateways, 'a');
     await outlive(place, gateways, 'b', 'takeover');
     await served(gateways, 'b');
-    await b.impair({ delayMs: 200 });
     await crowd.clients.watch();
     await crowd.answered(now());
     await outlive(place, gateways, 'a', 'takeover');

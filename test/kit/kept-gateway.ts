@@ -1,7 +1,7 @@
 import { type ChildProcess, fork, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { chmodSync, chownSync, existsSync, writeFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { onTestFailed } from 'vitest';
 import type { ConfigInput } from '../../core/host/config/index.js';
@@ -9,7 +9,7 @@ import { ClientHost } from '../../core/host/demo/lab/clients.js';
 import type { Host } from '../../core/host/demo/lab/lab.js';
 import { Remote } from '../../core/host/demo/lab/remote.js';
 import { compiled } from './gateway-process.js';
-import { freePort, tempDir } from './servers.js';
+import { eventually, freePort, tempDir } from './servers.js';
 
 /** A line of the log of a keeper or of one of its engines. */
 export interface Line {
@@ -22,12 +22,15 @@ export interface Line {
 /** A user without any rights, whom root can become. */
 export const NOBODY = 65534;
 const TAIL = 400;
+/** A little more than what the keeper asks for. */
+const SOUND_MS = 1100;
 
 /** `outlive keeper` in a process of its own, on 127.0.0.1. */
 export class KeptGateway {
   readonly lines: Line[] = [];
   /** Pid of the engine that was started last. */
   engine = 0;
+  #since = 0;
   readonly exited: Promise<number | null>;
   readonly #watchers = new Set<(line: Line) => void>();
   readonly #uid: number | undefined;
@@ -46,6 +49,7 @@ export class KeptGateway {
       const line: Line = text.startsWith('{') ? JSON.parse(text) : { msg: text };
       if (this.lines.push(line) > TAIL) this.lines.shift();
       if (line.msg === 'the engine is started') this.engine = line.pid as number;
+      if (line.msg === 'an engine has taken over') this.#since = performance.now();
       for (const watch of [...this.#watchers]) watch(line);
     });
     this.exited = once(child, 'close').then(([code]) => code as number | null);
@@ -73,6 +77,11 @@ export class KeptGateway {
     const goesOn = this.next(({ msg }) => msg === GOING_ON);
     process.kill(this.engine, 'SIGKILL');
     return (await goesOn) as unknown as { kept: number; lost: number };
+  }
+
+  /** Waits until a crash of the present engine does not count as one that follows from what it took over. */
+  async sound(): Promise<void> {
+    await eventually(() => performance.now() - this.#since > SOUND_MS);
   }
 
   /** Runs `outlive upgrade`. @returns what the next engine says of the connections that it goes on with */
@@ -145,7 +154,10 @@ export async function startKept(
   const dist = compiled();
   if (uid !== undefined) {
     chmodSync(dist, 0o755);
-    for (const path of [dir, file]) chownSync(path, uid, uid);
+    const theirs = config.listeners
+      .flatMap(({ tls }) => [tls?.cert, tls?.key])
+      .filter((path) => typeof path === 'string');
+    for (const path of [dir, file, ...theirs, ...theirs.map(dirname)]) chownSync(path, uid, uid);
   }
   const child = spawn(process.execPath, [join(dist, 'core/host/bin.js'), 'keeper', '--config', file], options(uid));
   const kept = new KeptGateway(child, port, file, admin, uid);

@@ -1,3 +1,5 @@
+import { writeFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { type GatewayProcess, type LogEvent, startGatewayIn } from '../../core/host/demo/lab/gateway.js';
 import type { Host } from '../../core/host/demo/lab/lab.js';
 import { configInFront } from '../../core/host/demo/lab/servers.js';
@@ -49,9 +51,15 @@ export class GatewayPair {
     return this.#place.lab.host(name);
   }
 
+  /** The file that holds what both gateways know; a file, so that the command line finds it too. */
+  get #secret(): string {
+    return join(this.#place.lab.dir, 'pair.secret');
+  }
+
   /** Called by {@link startGateways}. */
   async begin(): Promise<void> {
     const { lab } = this.#place;
+    writeFileSync(this.#secret, SECRET, { mode: 0o600 });
     if (this.#options.proof === 'etcd') {
       const host = lab.host('etcd');
       this.#etcd = await startEtcd({ netns: host.netns, host: host.address });
@@ -90,7 +98,7 @@ export class GatewayPair {
     const onEvent = (event: LogEvent) => {
       if (process.env.LOG) process.stderr.write(`${name} ${JSON.stringify(event)}\n`);
     };
-    const started = await startGatewayIn(this.host(name), this.config(name), { env: { PAIRKEY: SECRET }, onEvent });
+    const started = await startGatewayIn(this.host(name), this.config(name), { onEvent });
     this.#place.atEnd(() => started.kill());
     if (name === 'a') this.a = started;
     else this.b = started;
@@ -111,7 +119,7 @@ export class GatewayPair {
         name,
         listen: at(host),
         peer: { name: other, address: at(this.host(other)) },
-        secret: { env: 'PAIRKEY' },
+        secret: { file: this.#secret },
         ...(this.#etcd === null
           ? { fence: { plugin: 'command', command: ['true'] } }
           : { lease: { plugin: 'etcd', endpoints: this.#etcd.endpoints, ttl: 3000, prefix: '/outlive/test/' } }),

@@ -34,8 +34,8 @@ export interface ToldOptions {
   readonly diesAt?: number;
   /** Only so many records ever come, and are confirmed; the gateway goes on as far as it may. */
   readonly reach?: number;
-  /** Nobody is told anything before {@link ToldRig.join}. */
-  readonly late?: boolean;
+  /** The peer comes when so many inputs were processed; when this is not given, at the beginning. */
+  readonly comesAfter?: number;
   readonly inherited?: Inherited;
   /** Durability `local`: the client waits for nobody. */
   readonly local?: boolean;
@@ -43,7 +43,8 @@ export interface ToldOptions {
   readonly onEven?: (rig: ToldRig) => void;
 }
 
-const silent: Log = { debug: () => {}, info: () => {}, warn: () => {}, error: () => {} };
+/** A log that nobody reads. */
+export const silent: Log = { debug: () => {}, info: () => {}, warn: () => {}, error: () => {} };
 
 /** An engine that tells a peer of its session, as the gateway does it, and the follower of that peer. */
 export class ToldRig extends EngineRig {
@@ -60,6 +61,7 @@ export class ToldRig extends EngineRig {
   acknowledged = 0;
   delivered = 0;
   #base = 0;
+  #inputs = 0;
   readonly #options: ToldOptions;
 
   constructor(options: ToldOptions = {}) {
@@ -106,7 +108,7 @@ export class ToldRig extends EngineRig {
       eased: () => {},
       proceed: () => this.tell('proceed'),
     });
-    if (options.late !== true) this.join();
+    if (options.comesAfter === undefined) this.join();
   }
 
   /** The peer is there from now on. */
@@ -126,6 +128,11 @@ export class ToldRig extends EngineRig {
   /** All that the session said. */
   get said(): Buffer {
     return Buffer.concat(this.spoken);
+  }
+
+  /** Says something to the client that follows from no input. */
+  aside(text: string): void {
+    this.speak(Buffer.from(text));
   }
 
   /** It is dead: what it told arrives, and nobody is there whom that could be confirmed to. */
@@ -162,6 +169,7 @@ export class ToldRig extends EngineRig {
     this.replica.input(side === 'client' ? RECORD.client : RECORD.server, chunk);
     super.hear(side, chunk);
     this.replica.done();
+    if (this.#inputs++ === this.#options.comesAfter) this.join();
   }
 
   protected override tell(...call: Call): void {

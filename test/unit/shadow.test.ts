@@ -1,8 +1,13 @@
+import { serialize } from 'node:v8';
 import { afterEach, describe, expect, it } from 'vitest';
+import { pack, packPosition, RECORD } from '../../core/cluster/records.js';
+import { Follower } from '../../core/host/pair/follower.js';
+import type { Replica, Subject } from '../../core/host/pair/replica.js';
+import { Shipper } from '../../core/host/pair/shipper.js';
 import { direct, ROLLED_BACK, SCRIPTS } from '../kit/conversations.js';
 import { BYTES, type Cutter, EngineRig, WHOLE } from '../kit/engine.js';
 import { randomness } from '../kit/random.js';
-import { Died, type ToldOptions, ToldRig } from '../kit/told.js';
+import { Died, OPENING, silent, type ToldOptions, ToldRig } from '../kit/told.js';
 
 /**
  * A session and its shadow: whatever the bytes are cut into, the shadow has said what the session has said; and wherever the gateway dies, what
@@ -121,17 +126,12 @@ describe.each(Object.entries(SCRIPTS))('%s', (_, steps) => {
     for (const step of steps) probe.say(step);
     const inputs = probe.records.length;
     const { where, below } = randomness();
-    for (let comes = 0; comes < inputs; comes += 1 + below(6)) {
-      let left = comes;
-      const rig = told({ cutServer: BYTES, late: true });
-      const hear = rig['hear' as never] as (side: 'client' | 'server', chunk: Buffer) => void;
-      rig['hear' as never] = ((side: 'client' | 'server', chunk: Buffer) => {
-        hear.call(rig, side, chunk);
-        if (left-- === 0) rig.join();
-      }) as never;
+    for (let comesAfter = 0; comesAfter < inputs; comesAfter += 1 + below(6)) {
+      const rig = told({ cutServer: BYTES, comesAfter });
       for (const step of steps) rig.say(step, pieces(below, 30));
-      if (left < 0) alike(rig, `came after ${comes} inputs, ${where}`);
-      same(rig.heard(), direct(steps).heard, `came after ${comes} inputs, ${where}`);
+      const what = `came after ${comesAfter} inputs, ${where}`;
+      if (rig.replica.followed) alike(rig, what);
+      same(rig.heard(), direct(steps).heard, what);
     }
   });
 });
@@ -166,5 +166,399 @@ describe.each(provable)('%s, and the gateway dies', (_, steps) => {
       else rig.loseAfter = 1 + below(probe.heard().length);
       through(rig, steps, `run ${n}, ${where}`);
     }
+  });
+});
+
+/** A conversation with answers of several pieces. */
+const LONG = [...SCRIPTS['a transaction'], ...SCRIPTS.extended, ...SCRIPTS['a copy in a transaction']];
+
+describe('a session that goes from gateway to gateway', () => {
+  it('is the same for its client, whoever of them dies when', () => {
+    const { where, below } = randomness();
+    const expected = direct(LONG);
+    for (let run = 0; run < 40; run++) {
+      const what = `run ${run}, ${where}`;
+      let rig = told({ cutServer: pieces(below, 40), diesAt: 2 + below(20) });
+      let heard: Uint8Array[] = [];
+      let sent: Buffer = Buffer.alloc(0);
+      /** Bytes of the client that gateways before this one were given, of what it is given. */
+      let base = 0;
+      const pass = (bytes: Buffer): void => {
+        try {
+          rig.say(bytes, pieces(below, 30));
+          return;
+        } catch (error) {
+          if (!(error instanceof Died)) throw error;
+        }
+        rig.bury();
+        const before = rig.heard();
+        const lacks = rig.shadow.saidFrom(before.length)!;
+        heard = [...heard, before, ...lacks];
+        base += rig.shadow.received;
+        const inherited = { session: rig.shadow.session!, database: rig.database };
+        rig = told({
+          cutServer: pieces(below, 40),
+          inherited,
+          comesAfter: Number.POSITIVE_INFINITY,
+          diesAt: 4 + below(60),
+        });
+        try {
+          rig.adopt();
+          rig.join();
+          rig.settle();
+        } catch (error) {
+          // Nobody knows of it yet: another one could only begin with what this one began with.
+          if (!(error instanceof Died)) throw error;
+          rig = told({ cutServer: pieces(below, 40), inherited, comesAfter: Number.POSITIVE_INFINITY });
+          rig.adopt();
+          rig.join();
+          rig.settle();
+        }
+        pass(sent.subarray(base));
+      };
+      for (const step of LONG) {
+        sent = Buffer.concat([sent, step]);
+        pass(step);
+      }
+      same(Buffer.concat([...heard, rig.heard()]), expected.heard, what);
+      expect(rig.database.applied, what).toEqual(expected.applied);
+    }
+  });
+
+  it('takes along what nobody has read and what never left, when it is moved', () => {
+    const { where, below } = randomness();
+    const expected = direct(LONG);
+    for (let run = 0; run < 40; run++) {
+      const rig = told({ cutServer: pieces(below, 40) });
+      const at = below(LONG.length);
+      const sent = Buffer.concat(LONG.slice(0, at + 1));
+      for (const step of LONG.slice(0, at)) rig.say(step);
+      const read = below(LONG[at].length + 1);
+      rig.say(LONG[at].subarray(0, read), pieces(below, 30));
+      // Of what was delivered, the client has acknowledged some, and the last of it never left.
+      const outstanding = below(rig.heard().length + 1);
+      const unsent = below(outstanding + 1);
+      rig.replica.standstill({}, LONG[at].subarray(read), outstanding, unsent);
+      rig.bury();
+      const what = `run ${run}, ${where}`;
+      const { shadow } = rig;
+      expect(shadow, what).toMatchObject({
+        complete: true,
+        received: sent.length,
+        acknowledged: rig.heard().length - outstanding,
+      });
+      // What the rest of its words led to never left either.
+      expect(shadow.unsent, what).toBe(unsent + shadow.said - rig.heard().length);
+      expect(shadow.tailBytes, what).toBe(shadow.said - shadow.acknowledged);
+      same(Buffer.concat(shadow.unacknowledged), Buffer.concat(shadow.saidFrom(shadow.acknowledged)!), what);
+      expect(rig.replica.waiting, what).toBe(0);
+      same(goOn(rig, sent, LONG.slice(at + 1), what), expected.heard, what);
+      expect(rig.database.applied, what).toEqual(expected.applied);
+    }
+  });
+});
+
+describe('what the peer keeps of what a client was told', () => {
+  it('is what the client has not acknowledged', () => {
+    const { where, below } = randomness();
+    const rig = told();
+    for (const step of LONG) {
+      rig.say(step);
+      rig.acknowledged += below(rig.heard().length - rig.acknowledged + 1);
+      rig.replica.look();
+      rig.settle();
+      const { shadow } = rig;
+      expect(shadow.acknowledged, where).toBe(rig.acknowledged);
+      same(Buffer.concat(shadow.unacknowledged), rig.said.subarray(rig.acknowledged), where);
+      expect(shadow.saidFrom(rig.acknowledged - 1)).toBeNull();
+      expect(shadow.saidFrom(rig.said.length)).toEqual([]);
+      expect(shadow.saidFrom(rig.said.length + 1)).toBeNull();
+    }
+    rig.acknowledged = rig.heard().length;
+    rig.replica.look();
+    rig.settle();
+    expect(rig.shadow.tailBytes).toBe(0);
+  });
+
+  it('has what was said without an input in its place', () => {
+    const rig = told({ onEven: (one) => alike(one, 'a sign of life') });
+    rig.say(LONG[0]);
+    for (let at = 1; at < 5; at++) {
+      // As a sign of life: said to the client, and to nobody else.
+      rig.aside('outlive: waiting');
+      rig.settle();
+      rig.say(LONG[at]);
+    }
+    expect(rig.heard().toString('latin1').split('waiting')).toHaveLength(5);
+  });
+});
+
+describe('a record that does not fit', () => {
+  const misfits: Record<string, [number, Uint8Array]> = {
+    'an unknown kind': [99, new Uint8Array(1)],
+    'an unknown call': [RECORD.call, serialize(['close'])],
+    'no call at all': [RECORD.call, new Uint8Array([1, 2, 3])],
+    'a capsule of nothing': [RECORD.capsule, serialize({ capsule: null })],
+    'garbage for a capsule': [RECORD.capsule, new Uint8Array(100)],
+    'an acknowledgement of what was never said': [RECORD.acked, packPosition(1e9)],
+    'a position of another length': [RECORD.acked, new Uint8Array(7)],
+    'words of a server that cannot be': [RECORD.server, Buffer.from('D\0\0\0\x01', 'latin1')],
+  };
+  it.each(Object.entries(misfits))('is refused: %s', (_, [kind, bytes]) => {
+    const rig = told();
+    rig.say(LONG[0]);
+    rig.follower.record(kind, rig.replica.id, bytes);
+    expect(rig.follower.failed).toBe(1);
+    expect(rig.lost).toEqual([rig.replica.id]);
+    expect(rig.follower.count).toEqual({ total: 0, adoptable: 0 });
+    // What still comes of it leads to nothing.
+    rig.say(LONG[1]);
+    expect(rig.follower.failed).toBe(1);
+    // It is told anew, and followed from there.
+    rig.shipper.retell(rig.replica.id);
+    rig.replica.done();
+    rig.say(LONG[2]);
+    expect(rig.follower.count).toEqual({ total: 1, adoptable: 1 });
+    alike(rig, 'told anew');
+    same(rig.heard(), direct(LONG.slice(0, 3)).heard, 'the client');
+  });
+
+  it('is not told anew without end', () => {
+    const rig = told();
+    for (let n = 0; n < 20; n++) {
+      rig.shipper.retell(rig.replica.id);
+      rig.say(LONG[n % 5]);
+    }
+    expect(rig.replica.followed).toBe(false);
+    expect(rig.records.filter(({ kind }) => kind === RECORD.open)).toHaveLength(6);
+    same(rig.heard(), direct(Array.from({ length: 20 }, (_, n) => LONG[n % 5])).heard, 'the client');
+  });
+
+  it('of a listener that is not configured here is counted', () => {
+    const follower = new Follower(
+      () => null,
+      silent,
+      () => 0,
+    );
+    follower.record(RECORD.open, 1, pack(OPENING));
+    follower.record(RECORD.client, 1, new Uint8Array(3));
+    expect(follower).toMatchObject({ failed: 1, count: { total: 0, adoptable: 0 } });
+  });
+});
+
+describe('a session that has ended', () => {
+  it('is forgotten, and so is one on an address that went elsewhere', () => {
+    const rig = told();
+    rig.say(LONG[0]);
+    expect(rig.follower.of(OPENING.address)).toMatchObject({ usable: [rig.shadow], unusable: 0 });
+    expect(rig.follower.of('10.0.0.2')).toEqual({ usable: [], unusable: 0 });
+    rig.replica.close();
+    rig.settle();
+    expect(rig.follower.count.total).toBe(0);
+    const other = told();
+    other.say(LONG[0]);
+    other.follower.forget(OPENING.address);
+    expect(other.follower.count.total).toBe(0);
+  });
+
+  it('is not gone on with when its client was to be disconnected', () => {
+    const rig = told();
+    rig.say(Buffer.concat([SCRIPTS['simple queries'][0], Buffer.from('X\0\0\0\x04', 'latin1')]));
+    expect(rig.session.state).toBe('closed');
+    expect(rig.shadow.session!.state).toBe('closed');
+    expect(rig.shadow.saidFrom(rig.said.length)).toBeNull();
+    expect(rig.follower.count).toEqual({ total: 1, adoptable: 0 });
+    expect(rig.follower.of(OPENING.address)).toEqual({ usable: [], unusable: 1 });
+  });
+});
+
+/** A session of which only the way of its words is of interest. */
+class Speaker implements Subject {
+  readonly cluster = 'c';
+  readonly database = 'd';
+  readonly durable: boolean = true;
+  delivered: string[] = [];
+  proceeded = 0;
+  capsule: unknown = {};
+  open = true;
+  replica!: Replica;
+
+  constructor(
+    private readonly name: string,
+    shipper: Shipper,
+    private readonly all: string[],
+  ) {
+    this.replica = shipper.replicate(this);
+  }
+
+  get written(): number {
+    return this.delivered.join('').length;
+  }
+  outstanding = () => 0;
+  opening = () => (this.open ? OPENING : null);
+  snapshot = () => (this.capsule === null ? null : { capsule: this.capsule, received: 0, origin: null });
+  queued = () => 0;
+  unheard = () => [];
+  descriptor = () => -1;
+  facts = () => undefined;
+  gate = () => null;
+  deliver(bytes: Uint8Array): void {
+    this.delivered.push(Buffer.from(bytes).toString());
+    this.all.push(`${this.name}${Buffer.from(bytes)}`);
+  }
+  eased = () => {};
+  proceed(): void {
+    this.proceeded++;
+    this.all.push(`${this.name}!`);
+  }
+
+  /** The server says something, and the client is told that. */
+  hear(text: string): void {
+    this.replica.input(RECORD.server, Buffer.from(text));
+    this.replica.say(Buffer.from(text));
+    this.replica.done();
+  }
+}
+
+describe('what waits for the peer', () => {
+  function place(stops = false) {
+    const all: string[] = [];
+    const records: { kind: number; session: number }[] = [];
+    let base = 0;
+    const nothing = () => {};
+    const shipper = new Shipper(
+      {
+        append: (kind, session) => records.push({ kind, session }) - 1 - base,
+        keeps: false,
+        begin: nothing,
+        inherit: nothing,
+        end: nothing,
+        grown: () => false,
+      },
+      stops,
+    );
+    ends.push(() => shipper.stop());
+    const [a, b] = ['a', 'b'].map((name) => new Speaker(name, shipper, all));
+    const up = () => {
+      base = records.length;
+      shipper.linkUp();
+      for (const { replica } of [a, b]) replica.done();
+    };
+    const ack = (all = records.length - base) => shipper.acked(all);
+    return { shipper, records, a, b, all, up, ack };
+  }
+  const ends: (() => void)[] = [];
+  afterEach(() => {
+    for (const end of ends.splice(0)) end();
+  });
+
+  it('is released in the order in which it was said, and nothing before the record that it follows from is held', () => {
+    const { shipper, a, b, all, up, ack, records } = place();
+    up();
+    ack();
+    const before = records.length;
+    a.hear('1');
+    b.hear('2');
+    a.hear('3');
+    expect(all).toEqual([]);
+    expect(shipper.waiting).toBe(3);
+    // The first so many records: below that position all is held.
+    ack(before + 1);
+    expect(all).toEqual(['a1']);
+    ack(before + 1);
+    ack(before + 2);
+    expect(all).toEqual(['a1', 'b2']);
+    expect(a.replica.durable()).toBe(false);
+    expect(a.replica.durable()).toBe(false);
+    ack(before + 3);
+    expect(all).toEqual(['a1', 'b2', 'a3', 'a!']);
+    expect(shipper.waiting).toBe(0);
+    // Of what nobody was told anything, nobody waits.
+    a.replica.say(Buffer.from('4'));
+    expect(all).toHaveLength(4);
+    ack();
+    expect(all.at(-1)).toBe('a4');
+  });
+
+  it('is released when the peer is gone, and goes on at once without one', () => {
+    const { shipper, a, all, up } = place();
+    up();
+    a.hear('1');
+    expect(a.replica.durable()).toBe(false);
+    shipper.linkDown();
+    expect(all).toEqual(['a1', 'a!']);
+    a.hear('2');
+    expect(a.replica.durable()).toBe(true);
+    expect(all.at(-1)).toBe('a2');
+    expect(shipper.count).toEqual({ sessions: 2, followed: 0 });
+  });
+
+  it('waits on where a listener wants that, until another peer has all of it', () => {
+    const { shipper, a, all, up, ack, records } = place(true);
+    up();
+    ack();
+    a.hear('1');
+    shipper.linkDown();
+    a.hear('2');
+    expect(a.replica.durable()).toBe(false);
+    expect(all).toEqual([]);
+    up();
+    expect(records.at(-1)).toEqual({ kind: RECORD.capsule, session: 2 });
+    ack();
+    expect(all).toContain('a1');
+    expect(all).toContain('a2');
+    expect(all).toContain('a!');
+    expect(all.indexOf('a1')).toBeLessThan(all.indexOf('a2'));
+  });
+
+  it('is delivered when its session ends, and void when somebody else goes on with it', () => {
+    const { shipper, a, b, all, up, ack } = place();
+    up();
+    a.hear('1');
+    b.hear('2');
+    a.replica.close();
+    expect(all).toEqual(['a1']);
+    b.replica.leave();
+    ack();
+    expect(all).toEqual(['a1']);
+    expect(shipper.count.sessions).toBe(0);
+  });
+
+  it('tells when the peer holds a record, or is gone, or takes too long', async () => {
+    const { shipper, a, up, ack, records } = place();
+    up();
+    ack();
+    a.hear('1');
+    const held = shipper.confirmed(records.length - 1, 10_000);
+    ack();
+    await held;
+    a.hear('2');
+    await expect(shipper.confirmed(records.length - 1, 1)).rejects.toThrow('in time');
+    const gone = shipper.confirmed(records.length - 1, 10_000);
+    shipper.linkDown();
+    await expect(gone).rejects.toThrow('gone');
+  });
+
+  it('is not told of what cannot be moved, and told later of what cannot be told yet', () => {
+    const { shipper, a, b, records, up } = place();
+    a.open = false;
+    b.capsule = null;
+    up();
+    a.hear('1');
+    b.hear('2');
+    expect(records).toEqual([]);
+    // A session that is told of must not be in doubt; one that is not is not waited for.
+    expect(a.delivered).toEqual(['1']);
+    expect(b.delivered).toEqual(['2']);
+    b.capsule = {};
+    b.hear('3');
+    expect(b.delivered).toEqual(['2', '3']);
+    expect(records.map(({ kind }) => kind)).toEqual([RECORD.open, RECORD.capsule]);
+    expect(shipper.count).toEqual({ sessions: 2, followed: 2 });
+    // At a point that nothing tells of it is forgotten when it cannot be told whole.
+    b.capsule = null;
+    b.replica.renew();
+    expect(records.at(-1)).toEqual({ kind: RECORD.close, session: b.replica.id });
+    expect(b.replica.followed).toBe(false);
   });
 });

@@ -221,6 +221,11 @@ export class Cluster {
     await Promise.all(this.#nodes.map((node) => node.monitor?.stop()));
   }
 
+  /** Whether the servers are watched; else what is said of them is not known. */
+  get monitored(): boolean {
+    return !this.#blind;
+  }
+
   /** The server that takes writes, as far as is known at this moment. */
   primary(): ServerState | null {
     return this.#writable?.state ?? null;

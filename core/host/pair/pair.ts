@@ -80,6 +80,9 @@ const HANDSHAKE_MS = 200;
 /** So many decisions are remembered for the status. */
 const REMEMBERED = 20;
 const POLL_MS = 20;
+/** How often it is asked what became of a move, and how long it is waited for where nobody can be asked. */
+const SETTLE_POLL_MS = 100;
+const GRANT_MS = 10_000;
 /** An address that could not be taken is tried again after so long. */
 const RETRY_MS = 1000;
 const SS_MS = 2000;
@@ -834,8 +837,9 @@ export class Pair implements SessionPair {
     one.moving = true;
     const { address } = one;
     const since = this.now();
-    /** The other gateway may have it from then on, whatever it answers. */
-    let granted = false;
+    /** When it was offered: the other gateway may have it from then on, whatever it answers. */
+    let granted: number | null = null;
+    const { epoch } = one;
     try {
       if (!one.serving) {
         await one.resign();
@@ -856,6 +860,10 @@ export class Pair implements SessionPair {
       one.standing = true;
       for (const host of moving) {
         const at = host.stand(standStill);
+        if (at === null && host.leaving) {
+          host.dismiss();
+          continue;
+        }
         if (at === null) {
           this.counts.reset++;
           host.fatal(NOT_MOVABLE);
@@ -868,11 +876,11 @@ export class Pair implements SessionPair {
       await this.shipper.confirmed(position, MOVE_MS);
       await one.leave();
       await one.resign();
-      granted = true;
+      granted = this.now();
       const grant = { kind: 'take', address, epoch: one.epoch };
       const { took, error } = (await this.link.control(grant, MOVE_MS)) as { took?: boolean; error?: string };
       if (took !== true) {
-        granted = false;
+        granted = null;
         throw new Error(`the other gateway did not take it${error === undefined ? '' : ` (${error})`}`);
       }
       this.moved(one);
@@ -883,8 +891,12 @@ export class Pair implements SessionPair {
       this.log.error({ address }, `a planned move failed: ${(error as Error).message}`);
       one.order = null;
       // Nobody may write while both could: what the other one has done it will tell over its next link.
-      if (granted) one.grantedAt = this.now();
-      else await this.unmoved(one);
+      if (granted === null) await this.unmoved(one);
+      else if (this.peerServes(address) && this.peer!.heardAt > granted) this.moved(one);
+      else {
+        one.grantedAt = this.now();
+        void this.settleAlone(one, epoch);
+      }
     } finally {
       if (one.grantedAt === null) this.over(one);
       this.look();
@@ -900,6 +912,7 @@ export class Pair implements SessionPair {
 
   /** The other gateway has the address: its connections are no more here. */
   private moved(one: PairAddress): void {
+    one.halted = null;
     for (const host of this.world.sessions()) if (host.address === one.address) host.vanish(standStill, vanish);
   }
 
@@ -952,6 +965,46 @@ export class Pair implements SessionPair {
     await this.keeping!.settled();
   }
 
+  /**
+   * What became of a move after which no link comes: the store knows. Without one the other gateway is given a while, then the connections
+   * that were to be moved are given up, so that what it had can be taken over like anything else.
+   * @param epoch under which the address was served here
+   */
+  private async settleAlone(one: PairAddress, epoch: number): Promise<void> {
+    const { lease } = this.plugins;
+    const at = one.grantedAt;
+    for (;;) {
+      await new Promise((resolve) => setTimeout(resolve, SETTLE_POLL_MS));
+      if (this.stopped || one.grantedAt !== at) return;
+      if (lease === null) {
+        if (this.linkState.state === 'up' || this.now() - at! < GRANT_MS) continue;
+        this.moved(one);
+      } else {
+        // Undefined: the store is not reached.
+        const own = await lease.acquire(one.address, this.config.name).catch(() => undefined);
+        if (one.grantedAt !== at) {
+          await own?.release().catch(() => {});
+          return;
+        }
+        const holder = own === null ? await lease.holder(one.address).catch(() => null) : null;
+        if (one.grantedAt !== at) return;
+        if (own != null) {
+          one.grantedAt = null;
+          one.lease = own;
+          one.holder = this.config.name;
+          one.epoch = Math.max(one.epoch, own.epoch);
+          if (own.epoch === epoch + 1) await this.unmoved(one);
+          else this.moved(one);
+        } else if (holder?.owner === this.config.peer.name) this.moved(one);
+        else continue;
+      }
+      one.grantedAt = null;
+      this.over(one);
+      this.look();
+      return;
+    }
+  }
+
   /** What became of a move during which the link broke: told by the first statistics over a newer link. */
   private async settleGrant(one: PairAddress): Promise<void> {
     const { linkState } = this;
@@ -963,11 +1016,14 @@ export class Pair implements SessionPair {
     this.look();
   }
 
-  /** Waits a while until the other gateway follows all sessions on an address, and nobody is about to log in. False when that did not happen. */
+  /**
+   * Waits a while until the other gateway follows all sessions on an address, and nobody is about to log in or to leave.
+   * @returns false when that did not happen
+   */
   private async settled(address: string): Promise<boolean> {
     const since = this.now();
     const [early, until] = [since + HANDSHAKE_MS, since + SETTLE_MS];
-    const stays = (host: SessionHost) => !host.movable || host.state === 'greeting';
+    const stays = (host: SessionHost) => !host.movable || host.leaving || host.state === 'greeting';
     const ready = () => !this.world.sessions().some((host) => host.address === address && stays(host));
     while (this.now() < early || (!ready() && this.now() < until))
       await new Promise((resolve) => setTimeout(resolve, POLL_MS));
@@ -1028,7 +1084,6 @@ export class Pair implements SessionPair {
   /** Somebody else has the address: what stands still here is let go of without a word. */
   private letGo(one: PairAddress): void {
     if (one.halted === null) return;
-    one.halted = null;
     one.standing = false;
     this.moved(one);
   }
