@@ -27,7 +27,24 @@ export const RECORD = {
   facts: 9,
   /** The connection stands still, to be moved: {@link Standstill}. Its last bytes have come, as those of the client. */
   standstill: 10,
+  /** A client is connected, whether or not its session can ever be followed: {@link Mention}. The number is one of its own. */
+  mention: 11,
+  /** It is not any more. */
+  unmention: 12,
 } as const;
+
+/** One end of a connection. */
+export interface End {
+  readonly address: string;
+  readonly port: number;
+}
+
+/** A client's connection. */
+export interface Mention {
+  /** The gateway's end; the address is one that moves. */
+  readonly local: End;
+  readonly remote: End;
+}
 
 /** What does not change in the life of a session. */
 export interface Opening {
@@ -116,12 +133,12 @@ export interface Facts {
 }
 
 /** Plain data as bytes. Maps, sets, big integers and shared references survive. */
-export function pack(value: Opening | Snapshot | Standstill | Call | Facts): Uint8Array {
+export function pack(value: Opening | Snapshot | Standstill | Call | Facts | Mention): Uint8Array {
   return serialize(value);
 }
 
 /** The data that {@link pack} made bytes of. Throws when they are something else. */
-export function unpack<T extends Opening | Snapshot | Standstill | Call | Facts>(bytes: Uint8Array): T {
+export function unpack<T extends Opening | Snapshot | Standstill | Call | Facts | Mention>(bytes: Uint8Array): T {
   return deserialize(bytes) as T;
 }
 

@@ -242,6 +242,7 @@ class RunningGateway implements Gateway {
       shadowWorld: (opening, shared) => this.doorOf(opening)?.shadowWorld(shared) ?? null,
       adopt: (shadow, wire, key) => this.doorOf(shadow.opening)!.adopt(shadow, wire, key),
       ports: () => this.doors.map(({ port }) => port),
+      listening: () => this.doors.map(({ descriptor }) => descriptor),
       run: (command, env, timeoutMs) => this.outside().run(command, env, timeoutMs),
       backends: () => this.backends(),
       stats: this.stats,
@@ -415,6 +416,11 @@ class Door {
         : await listenOn(kept, options);
     this.keeping?.keepListener(name, this.listener.fd);
     this.port = this.listener.port;
+  }
+
+  /** Of its listening socket; -1 while there is none. */
+  get descriptor(): number {
+    return this.listener?.fd ?? -1;
   }
 
   private accept(wire: Wire): void {

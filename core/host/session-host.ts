@@ -48,6 +48,8 @@ export interface SessionEnvironment {
 
 /** What a session needs of the pair of gateways. */
 export interface SessionPair {
+  /** The peer is told that there is this connection. @returns to be called when it is over */
+  mention(wire: Wire): () => void;
   replicate(subject: Subject): Replica;
   /** Is this one of the addresses that move? */
   covers(address: string): boolean;
@@ -108,7 +110,12 @@ export class SessionHost implements SessionIo {
   constructor(
     private readonly env: SessionEnvironment,
     private readonly wire: Wire,
-  ) {}
+  ) {
+    this.unmention = env.pair?.mention(wire) ?? ignore;
+  }
+
+  /** The peer forgets the connection. */
+  private readonly unmention: () => void;
 
   /** The server that this session is on now, or null. */
   get server(): ServerState | null {
@@ -278,14 +285,18 @@ export class SessionHost implements SessionIo {
       return;
     }
     this.attach(connection);
-    wire.write(this.codec.welcome(connection.login, key));
+    const welcome = this.codec.welcome(connection.login, key);
     session.attached();
     if (greeting.passThrough !== null) session.passThrough(greeting.passThrough);
-    if (connection.rest.length > 0) this.fromServer(connection.rest);
     wire.onData = (chunk) => this.fromClient(chunk);
     wire.onDrain = () => this.easeServer();
     this.tellState();
+    // Before the client knows that it is in: from then on it relies on that.
+    this.early = rest.length;
     this.replicate();
+    this.toClient(welcome);
+    if (connection.rest.length > 0) this.fromServer(connection.rest);
+    this.early = 0;
     if (rest.length > 0) this.fromClient(rest);
     if (!this.clientHolds.queue && !this.clientHolds.server && wire.open) wire.resume();
   }
@@ -294,6 +305,8 @@ export class SessionHost implements SessionIo {
 
   /** Tells the peer gateway of this session. */
   private replica: Replica | null = null;
+  /** Bytes of the client that came with its greeting and were not given to the session yet. */
+  private early = 0;
 
   /**
    * From now on the peer gateway is told of this session.
@@ -354,7 +367,7 @@ export class SessionHost implements SessionIo {
     const { facts, backendId, server } = origin ?? {};
     return {
       capsule,
-      received: this.wire.bytesRead,
+      received: this.wire.bytesRead - this.early,
       origin: server === undefined ? null : { server: server.name, facts: facts!, backendId: backendId! },
     };
   }
@@ -451,17 +464,26 @@ export class SessionHost implements SessionIo {
     return frozen;
   }
 
-  /** It stood still and was not moved: goes on where it is. */
-  goOnHere(goOn: (frozen: FrozenTcp) => void): void {
-    const { standing, replica } = this;
-    if (standing === null) return;
+  /**
+   * It stood still and was not moved: goes on where it is.
+   * @returns its connection, and how that stood; null when it did not stand still
+   */
+  goOnHere(goOn: (frozen: FrozenTcp) => void): { wire: Wire; image: FrozenTcp['image'] } | null {
+    const { standing, replica, wire } = this;
+    if (standing === null) return null;
     this.standing = null;
     goOn(standing);
     replica?.recall();
     this.replica = null;
     this.replicate();
     this.tell('lost');
-    if (!this.clientHolds.queue && this.wire.open) this.wire.resume();
+    if (!this.clientHolds.queue && wire.open) wire.resume();
+    return { wire, image: standing.image };
+  }
+
+  /** The client's end of the connection. */
+  get remote(): string {
+    return `${this.wire.remoteAddress.replace(/^::ffff:(?=\d+\.)/i, '')} ${this.wire.remotePort}`;
   }
 
   /** Ends without a word to the client: somebody else speaks to it from now on. */
@@ -1207,6 +1229,7 @@ export class SessionHost implements SessionIo {
   end(): void {
     if (this.ended) return;
     this.ended = true;
+    this.unmention();
     this.replica?.close();
     this.settle();
     const { backend } = this;

@@ -71,14 +71,21 @@ export interface Guard {
 }
 
 /**
- * Lets the FIN or RST of a socket out, from now on: to be called before a client's connection is closed on purpose. Sockets inherit
- * it from a listening socket, so that one must not have it. Needs CAP_NET_ADMIN.
+ * Lets the FIN or RST of a socket out, from now on: to be called before a client's connection is closed on purpose. On a
+ * listening socket it lets out what the kernel answers to segments of connections that this host does not have (tcp_v4_send_reset in
+ * net/ipv4/tcp_ipv4.c, tcp_v6_send_response in net/ipv6/tcp_ipv6.c take the mark of the listener); what is accepted
+ * inherits the mark and must lose it by {@link forbidClose}. Needs CAP_NET_ADMIN.
  * Throws OUTLIVE_TCP_REPAIR_UNAVAILABLE or OUTLIVE_TCP_CALL_FAILED.
  *
  * @param fd the socket's file descriptor
  */
 export function allowClose(fd: number): void {
   setOption(fd, SOL_SOCKET, SO_MARK, CLOSE_MARK);
+}
+
+/** Undoes {@link allowClose}. Throws like it. */
+export function forbidClose(fd: number): void {
+  setOption(fd, SOL_SOCKET, SO_MARK, 0);
 }
 
 /** Can a guard be installed here? Null, or why not (no nft, no rights, a kernel without it). */

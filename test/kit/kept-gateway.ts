@@ -102,10 +102,10 @@ export class KeptGateway {
     return said;
   }
 
-  /** The status page of the engine. */
+  /** The status page of the engine, as soon as there is one. */
   // biome-ignore lint/suspicious/noExplicitAny: plain data of the status page
   async status(): Promise<any> {
-    return await (await fetch(`http://127.0.0.1:${this.admin}/status`)).json();
+    return await eventually(async () => await (await fetch(`http://127.0.0.1:${this.admin}/status`)).json());
   }
 
   /** Ends the keeper with its engine. @returns the exit status */

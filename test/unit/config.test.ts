@@ -477,6 +477,18 @@ describe('TLS files', () => {
     expect(JSON.stringify(tls)).not.toContain('PRIVATE KEY');
   });
 
+  it('of a listener that wants TLS of all its clients exclude durability pair, also where none is named', () => {
+    const required = `${withTls('one.crt', 'one.key').replace('mode: allow', 'mode: require')}${PAIR}`;
+    const listener = (text: string) => parseConfig(text, dir, { S: 'x' }).listeners[0];
+    expect(listener(required).durability).toBe('local');
+    expect(listener(required.replace('mode: require', 'mode: allow')).durability).toBe('pair');
+    const named = required.replace('auth: trust', 'auth: trust\n    durability: pair');
+    expect(problemsOf(named, { S: 'x' }).problems).toEqual([
+      expect.stringMatching(/^listeners\[0\]\.durability: cannot be pair with tls mode require/),
+    ]);
+    expect(listener(named.replace('mode: require', 'mode: allow')).durability).toBe('pair');
+  });
+
   it('are refused when they do not', () => {
     expect(problemsOf(withTls('one.crt', 'two.key')).problems).toEqual([
       'listeners[0].tls.key: is not the key of the certificate in cert',

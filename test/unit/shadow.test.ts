@@ -368,7 +368,7 @@ describe('a session that has ended', () => {
     expect(rig.shadow.session!.state).toBe('closed');
     expect(rig.shadow.saidFrom(rig.said.length)).toBeNull();
     expect(rig.follower.count).toEqual({ total: 1, adoptable: 0 });
-    expect(rig.follower.of(OPENING.address)).toEqual({ usable: [], unusable: 1 });
+    expect(rig.follower.of(OPENING.address)).toEqual([]);
   });
 });
 

@@ -367,7 +367,9 @@ function finish(shape: ConfigShape, file: string | null, baseDir: string): Confi
     baseDir,
     listeners: shape.listeners.map((listener, index) => ({
       ...listener,
-      durability: listener.durability ?? (shape.pair === undefined ? ('local' as const) : ('pair' as const)),
+      // Where all connections use TLS no other gateway can go on with any.
+      durability:
+        listener.durability ?? (shape.pair === undefined || listener.tls.mode === 'require' ? 'local' : 'pair'),
       credentials:
         listener.credentials === undefined ? null : pluginUse(listener.credentials, `listeners[${index}].credentials`),
       tls: { mode: listener.tls.mode, cert: listener.tls.cert ?? null, key: listener.tls.key ?? null },

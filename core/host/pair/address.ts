@@ -44,6 +44,8 @@ export class PairAddress {
     private readonly guard: Pick<Guard, 'permit'> | null,
     private readonly log: Log,
     private readonly now: () => number,
+    /** Called when it begins or ends to be served here. */
+    private readonly onServing: () => void = () => {},
   ) {}
 
   get address(): string {
@@ -61,6 +63,7 @@ export class PairAddress {
     this.newcomers = true;
     await this.guard?.permit(this.address, this.validUntil);
     this.serving = true;
+    this.onServing();
     if (this.lease !== null) this.renewLater();
   }
 
@@ -111,6 +114,7 @@ export class PairAddress {
   /** This host has the address no more. Never rejects: with a lease it ends by itself. */
   async leave(): Promise<void> {
     this.serving = false;
+    this.onServing();
     if (this.renewal !== null) clearTimeout(this.renewal);
     this.renewal = null;
     await this.guard?.permit(this.address, Number.NEGATIVE_INFINITY).catch((error: Error) => {

@@ -1,4 +1,4 @@
-import { type Facts, type Opening, RECORD, unpack } from '../../cluster/records.js';
+import { type Facts, type Mention, type Opening, RECORD, unpack } from '../../cluster/records.js';
 import { Shadow, type ShadowWorld } from '../../cluster/shadow.js';
 import type { Log } from '../../contract/index.js';
 
@@ -11,6 +11,7 @@ const COPY_BELOW = 4096;
 /** Follows the sessions of the other gateway: a {@link Shadow} for each. */
 export class Follower {
   readonly shadows = new Map<number, Shadow>();
+  private readonly mentions = new Map<number, Mention>();
   private readonly facts = new Map<string, unknown>();
   /** Sessions that could not be followed; one line in the log for each kind of reason is enough. */
   private readonly told = new Set<string>();
@@ -28,6 +29,7 @@ export class Follower {
   /** A peer is there: what is known of an earlier one is void. */
   reset(): void {
     this.shadows.clear();
+    this.mentions.clear();
     this.facts.clear();
   }
 
@@ -41,6 +43,12 @@ export class Follower {
           break;
         case RECORD.close:
           this.shadows.delete(session);
+          break;
+        case RECORD.mention:
+          this.mentions.set(session, unpack<Mention>(bytes));
+          break;
+        case RECORD.unmention:
+          this.mentions.delete(session);
           break;
         case RECORD.facts: {
           const { cluster, database, facts } = unpack<Facts>(bytes);
@@ -78,16 +86,20 @@ export class Follower {
     this.shadows.set(session, shadow);
   }
 
-  /** The sessions on an address; `usable` are those that can be gone on with. */
-  of(address: string): { usable: Shadow[]; unusable: number } {
-    const all = [...this.shadows.values()].filter(({ opening }) => opening.address === address);
-    const usable = all.filter(({ complete }) => complete);
-    return { usable, unusable: all.length - usable.length };
+  /** The sessions on an address that can be gone on with. */
+  of(address: string): Shadow[] {
+    return [...this.shadows.values()].filter(({ opening, complete }) => opening.address === address && complete);
+  }
+
+  /** All connections on an address, of these sessions and of others. */
+  mentioned(address: string): Mention[] {
+    return [...this.mentions.values()].filter(({ local }) => local.address === address);
   }
 
   /** The sessions on an address are no longer the other gateway's. */
   forget(address: string): void {
     for (const [id, { opening }] of this.shadows) if (opening.address === address) this.shadows.delete(id);
+    for (const [id, { local }] of this.mentions) if (local.address === address) this.mentions.delete(id);
   }
 
   /** How many sessions are followed, and how many of them could be gone on with now. */

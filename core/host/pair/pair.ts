@@ -11,7 +11,7 @@ import {
   type LinkState,
   nextLook,
 } from '../../cluster/decide.js';
-import type { Opening } from '../../cluster/records.js';
+import { type End, type Mention, type Opening, pack, RECORD } from '../../cluster/records.js';
 import type { Shadow, ShadowWorld } from '../../cluster/shadow.js';
 import { type BackendReach, parseStatistics, type Statistics } from '../../cluster/statistics.js';
 import {
@@ -27,7 +27,7 @@ import { AckHold } from '../../io/hold/index.js';
 import type { Wire } from '../../io/index.js';
 import { PairLink } from '../../io/pair-link.js';
 import * as tcp from '../../io/tcp/index.js';
-import { abandon, goOn, letClose, standStill, vanish } from '../../io/tcp/standstill.js';
+import { abandon, answerStrangers, goOn, letClose, standStill, vanish } from '../../io/tcp/standstill.js';
 import type { Order } from '../admin.js';
 import type { PairConfig } from '../config/index.js';
 import type { PairFigures, Stats } from '../metrics.js';
@@ -51,6 +51,8 @@ export interface PairWorld {
   adopt(shadow: Shadow, wire: Wire, key?: string): SessionHost;
   /** Ports of the listeners. */
   ports(): readonly number[];
+  /** Descriptors of their listening sockets; -1 for one that does not listen. */
+  listening(): readonly number[];
   readonly run: RunCommand;
   /** By `cluster/server`: how this gateway finds it. */
   backends(): Record<string, BackendReach>;
@@ -80,6 +82,8 @@ const HANDSHAKE_MS = 200;
 /** So many decisions are remembered for the status. */
 const REMEMBERED = 20;
 const POLL_MS = 20;
+/** Clients whose connections cannot be gone on with are made to speak again after so long: a packet may be lost. */
+const PROVOKE_AGAIN_MS = [700, 2000];
 /** How often it is asked what became of a move, and how long it is waited for where nobody can be asked. */
 const SETTLE_POLL_MS = 100;
 const GRANT_MS = 10_000;
@@ -172,7 +176,8 @@ export class Pair implements SessionPair {
     this.linkState = { state: 'down', since: this.startedAt, why: 'silent' };
     this.fence = { configured: plugins.fence !== null, state: 'idle', at: this.startedAt };
     this.addresses = config.addresses.map(
-      (address, index) => new PairAddress(address, plugins.movers[index], this.permits, log, now),
+      (address, index) =>
+        new PairAddress(address, plugins.movers[index], this.permits, log, now, () => this.answerStrangers()),
     );
     this.balancing = config.conditions.balance ? new Balancing(config.balance, log) : null;
     const onGap = (wire: Wire, what: 'lost' | 'ahead') => this.gap(wire, what);
@@ -239,7 +244,6 @@ export class Pair implements SessionPair {
       this.plugins.lease?.watch(address, (holder) => {
         const own = this.addresses.find((one) => one.address === address)!;
         own.holder = holder === null ? null : holder.owner;
-        if (holder?.owner === this.config.peer.name) this.letGo(own);
         if (!own.serving) own.epoch = Math.max(own.epoch, holder?.epoch ?? 0);
         this.look();
       });
@@ -295,9 +299,32 @@ export class Pair implements SessionPair {
     if (this.guard !== null) letClose(wire);
   }
 
+  mention({ localAddress, localPort, remoteAddress, remotePort }: Wire): () => void {
+    const local = { address: plain(localAddress), port: localPort };
+    if (!this.covers(local.address)) return () => {};
+    const id = ++this.mentioned;
+    const mention = pack({ local, remote: { address: plain(remoteAddress), port: remotePort } });
+    this.mentions.set(id, mention);
+    if (this.linkState.state === 'up') this.link.append(RECORD.mention, id, mention);
+    return () => {
+      if (this.mentions.delete(id) && this.linkState.state === 'up') this.link.append(RECORD.unmention, id, NOTHING);
+    };
+  }
+
+  /** Connections of clients, as the peer is told of them. */
+  private readonly mentions = new Map<number, Uint8Array>();
+  private mentioned = 0;
+
   /** What a client is told that comes to this address now; null when it is welcome. */
   refusal(address: string): GatewayError | null {
     return this.addresses.some((one) => one.standing && one.address === address) ? NOT_MOVABLE : null;
+  }
+
+  /** While an address is served here, clients are told of connections that are not here. */
+  private answerStrangers(): void {
+    if (this.guard === null) return;
+    const on = this.addresses.some(({ serving }) => serving);
+    for (const fd of this.world.listening()) if (fd >= 0) answerStrangers(fd, on);
   }
 
   replicate(subject: Subject): Replica {
@@ -386,6 +413,7 @@ export class Pair implements SessionPair {
     this.linkState = { state: 'up', since: this.now() };
     this.follower.reset();
     this.journal.linked = true;
+    for (const [id, mention] of this.mentions) this.link.append(RECORD.mention, id, mention);
     this.shipper.linkUp();
     this.beat();
   }
@@ -710,17 +738,16 @@ export class Pair implements SessionPair {
     if (why === 'planned' || this.peerServes(one.address)) one.moved = { at: since, from: this.config.peer.name };
     if (one.lease === null) one.epoch++;
     const untouched = this.untouched(one);
-    if (!untouched) this.letGo(one);
-    const { usable, unusable } = this.follower.of(one.address);
+    const usable = this.follower.of(one.address);
+    if (one.halted !== null && !untouched) this.replace(one.address, usable);
     // Those whose clients wait look for a server first.
     usable.sort((x, y) => Number(y.session!.waiting) - Number(x.session!.waiting));
     const restored: { shadow: Shadow; socket: tcp.RestoredTcp }[] = [];
-    let lost = unusable;
+    let lost = 0;
     for (const shadow of usable) {
       try {
         restored.push({ shadow, socket: tcp.restore(imageOf(shadow, this.now())) });
       } catch (error) {
-        lost++;
         this.log.warn(
           { code: (error as CodedError).code },
           `a connection could not be restored: ${(error as Error).message}`,
@@ -740,9 +767,11 @@ export class Pair implements SessionPair {
       );
       return 0;
     }
+    const strangers = this.strangers(one.address, restored);
+    lost += strangers.length;
     this.follower.forget(one.address);
     let kept = 0;
-    if (untouched) kept += this.resume(one);
+    if (one.halted !== null) kept += this.resume(one, !untouched);
     if (this.keeping !== null) {
       const own = this.keptSessions.filter(({ shadow }) => shadow.opening.address === one.address);
       this.keptSessions = this.keptSessions.filter((session) => !own.includes(session));
@@ -779,6 +808,7 @@ export class Pair implements SessionPair {
     }
     one.moving = false;
     one.taking = false;
+    if (strangers.length > 0) this.turnAway(one.address, strangers);
     void one.mover.announce().catch((error: Error) => {
       this.log.error({ address: one.address }, `the neighbours could not be told of an address: ${error.message}`);
     });
@@ -793,6 +823,34 @@ export class Pair implements SessionPair {
     );
     this.link.beat(this.statistics());
     return kept;
+  }
+
+  /** Connections on an address that are not gone on with. */
+  private strangers(address: string, restored: readonly { readonly shadow: Shadow }[]): Mention[] {
+    const known = new Set(restored.map(({ shadow }) => nameOf((shadow.opening.tcp as tcp.TcpIdentity).remote)));
+    for (const host of this.world.sessions()) if (host.address === address) known.add(host.remote);
+    return this.follower.mentioned(address).filter(({ remote }) => !known.has(nameOf(remote)));
+  }
+
+  /** Lets the clients of connections that cannot be gone on with know: they are made to speak, and the kernel answers that it has no such one. */
+  private turnAway(address: string, strangers: readonly Mention[]): void {
+    this.log.warn(
+      { code: NOT_MOVABLE.code, address, connections: strangers.length },
+      'connections that came with an address and cannot be gone on with are reset (TLS, replication, or about to log in)',
+    );
+    let asked = 0;
+    const ask = (): void => {
+      try {
+        tcp.provoke(address.includes(':') ? 6 : 4, strangers, () => randomBytes(4).readUInt32LE());
+      } catch (error) {
+        // They are told when they speak by themselves.
+        this.log.warn({ code: (error as CodedError).code, address }, (error as Error).message);
+        return;
+      }
+      const again = PROVOKE_AGAIN_MS[asked++];
+      if (again !== undefined) setTimeout(ask, again).unref();
+    };
+    ask();
   }
 
   private listenForGaps(shadow: Shadow, { identity, unsent }: tcp.TcpImage): void {
@@ -966,8 +1024,8 @@ export class Pair implements SessionPair {
   }
 
   /**
-   * What became of a move after which no link comes: the store knows. Without one the other gateway is given a while, then the connections
-   * that were to be moved are given up, so that what it had can be taken over like anything else.
+   * What became of a move after which no link comes: the store knows. Without one the other gateway is given a while, then the address can
+   * be taken over like any other.
    * @param epoch under which the address was served here
    */
   private async settleAlone(one: PairAddress, epoch: number): Promise<void> {
@@ -978,7 +1036,7 @@ export class Pair implements SessionPair {
       if (this.stopped || one.grantedAt !== at) return;
       if (lease === null) {
         if (this.linkState.state === 'up' || this.now() - at! < GRANT_MS) continue;
-        this.moved(one);
+        one.halted = { epoch, at: at! };
       } else {
         // Undefined: the store is not reached.
         const own = await lease.acquire(one.address, this.config.name).catch(() => undefined);
@@ -994,12 +1052,13 @@ export class Pair implements SessionPair {
           one.holder = this.config.name;
           one.epoch = Math.max(one.epoch, own.epoch);
           if (own.epoch === epoch + 1) await this.unmoved(one);
-          else this.moved(one);
-        } else if (holder?.owner === this.config.peer.name) this.moved(one);
+          else one.halted = { epoch, at: at! };
+        } else if (holder?.owner === this.config.peer.name) one.halted = { epoch, at: at! };
         else continue;
       }
       one.grantedAt = null;
       this.over(one);
+      one.standing = one.halted !== null;
       this.look();
       return;
     }
@@ -1037,13 +1096,11 @@ export class Pair implements SessionPair {
       { code: 'OUTLIVE_OWNERSHIP_LOST', address: one.address },
       'this gateway falls silent: it may no longer serve the address',
     );
-    // Without a store nothing will tell whether somebody else had it meanwhile.
-    const mayReturn = this.plugins.lease !== null;
-    if (mayReturn) one.halted = { epoch: one.epoch, at: this.now() };
+    one.halted = { epoch: one.epoch, at: this.now() };
     one.standing = true;
     for (const host of this.world.sessions()) {
       if (host.address !== one.address) continue;
-      if (!mayReturn || !host.halt(standStill)) host.vanish(standStill, vanish);
+      if (!host.halt(standStill)) host.vanish(standStill, vanish);
     }
     this.link.flush();
     if (one.moving) {
@@ -1072,13 +1129,34 @@ export class Pair implements SessionPair {
     return lease.epoch === halted.epoch + 1 || (linkState.state === 'up' && linkState.since <= halted.at);
   }
 
-  /** What stood still here goes on. @returns how many connections do */
-  private resume(one: PairAddress): number {
+  /**
+   * What stood still here goes on.
+   * @param doubtful true: somebody else may have gone on with it meanwhile. Then its client has or lacks something by now, and is reset;
+   *   one that agrees about every byte was not gone on with
+   * @returns how many connections go on
+   */
+  private resume(one: PairAddress, doubtful = false): number {
     one.halted = null;
     one.standing = false;
-    const own = this.world.sessions().filter((host) => host.address === one.address);
-    for (const host of own) host.goOnHere(goOn);
-    return own.length;
+    let count = 0;
+    for (const host of this.world.sessions()) {
+      const still = host.address === one.address ? host.goOnHere(goOn) : null;
+      if (still === null) continue;
+      count++;
+      if (!doubtful) continue;
+      this.watched.set(still.wire, host);
+      (this.hold === null ? this.gaps : this.heldGaps).watch(still.wire, still.image);
+    }
+    return count;
+  }
+
+  /** What stood still here and is known better from the other gateway is let go of without a word. */
+  private replace(address: string, known: readonly Shadow[]): void {
+    const remotes = known.map(({ opening }) => (opening.tcp as tcp.TcpIdentity).remote);
+    const better = new Set(remotes.map(({ address: host, port }) => `${host} ${port}`));
+    for (const host of this.world.sessions()) {
+      if (host.address === address && better.has(host.remote)) host.vanish(standStill, vanish);
+    }
   }
 
   /** Somebody else has the address: what stands still here is let go of without a word. */
@@ -1196,6 +1274,18 @@ interface Control {
   readonly address: string;
   readonly epoch?: number;
   readonly session?: number;
+}
+
+const NOTHING = new Uint8Array(0);
+
+/** An IPv4 address of a socket that speaks both is named in the other way (RFC 4291 section 2.5.5.2). */
+function plain(address: string): string {
+  return address.replace(/^::ffff:(?=\d+\.)/i, '');
+}
+
+/** As `SessionHost.remote` names a client. */
+function nameOf({ address, port }: End): string {
+  return `${address} ${port}`;
 }
 
 /** A connection as this host is to go on with it. */

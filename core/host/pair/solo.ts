@@ -22,6 +22,10 @@ export class Solo implements SessionPair {
     return this.shipper.replicate(subject);
   }
 
+  mention(): () => void {
+    return () => {};
+  }
+
   covers(): boolean {
     return true;
   }

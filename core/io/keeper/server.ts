@@ -44,6 +44,9 @@ interface Peer {
   /** Resolves when it has handed over, or is gone. */
   readonly settled: Promise<void>;
   settle(): void;
+  /** Resolves when it is gone. */
+  readonly gone: Promise<void>;
+  go(): void;
 }
 
 /**
@@ -134,6 +137,8 @@ export class KeeperServer {
     }
     let settle = (): void => {};
     const settled = new Promise<void>((done) => (settle = done));
+    let go = (): void => {};
+    const gone = new Promise<void>((done) => (go = done));
     const link = new Link(
       socket,
       {
@@ -142,7 +147,7 @@ export class KeeperServer {
       },
       true,
     );
-    const peer: Peer = { link, pid, role: 'new', way: null, token: '', settled, settle };
+    const peer: Peer = { link, pid, role: 'new', way: null, token: '', settled, settle, gone, go };
     this.#peers.add(peer);
     const timer = setTimeout(() => {
       if (peer.role === 'new' || (peer.role === 'engine' && peer.way === null)) link.destroy();
@@ -292,7 +297,11 @@ export class KeeperServer {
     if (old === null || old === engine) return true;
     if (!this.replaceable) return await within(old.settled, GONE_MS);
     old.link.send({ type: 'retire' });
-    if (await within(old.settled, this.#options.retireMs ?? DEFAULT_RETIRE_MS)) return true;
+    if (await within(old.settled, this.#options.retireMs ?? DEFAULT_RETIRE_MS)) {
+      // Its ports that nobody takes over are free only then.
+      await within(old.gone, GONE_MS);
+      return true;
+    }
     // It neither goes on nor ends. Two that read the same sockets would be worse than one that is dead.
     this.#options.log.warn({ pid: old.pid }, 'the old engine did not hand over and is killed');
     if (old.pid > 0) kill(old.pid);
@@ -333,6 +342,7 @@ export class KeeperServer {
     const held = this.#holder === peer;
     if (held) this.#holder = null;
     peer.settle();
+    peer.go();
     if (held) this.#options.onGone();
   }
 }

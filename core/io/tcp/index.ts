@@ -19,4 +19,5 @@ export {
   unacknowledged,
   unacknowledgedBytes,
 } from './repair.js';
+export { provoke } from './reset.js';
 export { type FrozenWire, fdOf, freezeWire, unwrittenOf, wireOf } from './wire.js';

@@ -1,4 +1,4 @@
-import { allowClose } from '../guard.js';
+import { allowClose, forbidClose } from '../guard.js';
 import { RawWire } from '../raw-wire.js';
 import type { Wire } from '../wire.js';
 import { closeSocket } from './libc.js';
@@ -26,12 +26,23 @@ export function abandon(wire: Wire): void {
 
 /** Lets what the kernel says at the end of this connection out of the guard, and nothing that it says when the process dies. */
 export function letClose(wire: Wire): void {
-  if (wire instanceof RawWire) wire.beforeClose = allow;
+  if (!(wire instanceof RawWire)) return;
+  wire.beforeClose = allow;
+  if (wire.fd >= 0) attempt(forbidClose, wire.fd);
+}
+
+/** Whether what the kernel says to clients of connections that this host does not have leaves through the guard. @param fd of a listening socket */
+export function answerStrangers(fd: number, on: boolean): void {
+  attempt(on ? allowClose : forbidClose, fd);
 }
 
 function allow(fd: number): void {
+  attempt(allowClose, fd);
+}
+
+function attempt(set: (fd: number) => void, fd: number): void {
   try {
-    allowClose(fd);
+    set(fd);
   } catch {
     // The descriptor is gone: so is the connection.
   }

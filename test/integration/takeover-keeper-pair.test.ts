@@ -1,0 +1,156 @@
+import { writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { expect, it } from 'vitest';
+import type { ClientHost } from '../../core/host/demo/lab/clients.js';
+import { type GatewayProcess, type LogEvent, startGatewayIn } from '../../core/host/demo/lab/gateway.js';
+import { now } from '../../core/host/demo/workload.js';
+import { outlive, served } from '../kit/gateway-pair.js';
+import { describeLab, type PairLab, usePairLab } from '../kit/pair-lab.js';
+import { eventually } from '../kit/servers.js';
+import { GatewayPair, type GatewayPairOptions, PORT } from '../kit/takeover.js';
+
+/** K2, and the upgrade of K13: two gateways, each under a keeper. CRASHES says how often the engine is killed. */
+const CRASHES = Number(process.env.CRASHES ?? 2);
+const COUNTS = { idle: 6, transaction: 6, waiting: 4, result: 4, commit: 4, echo: 6, stream: 1, transfer: 14 };
+const ALL = Object.values(COUNTS).reduce((sum, count) => sum + count, 0);
+
+/** A pair of gateways under keepers. */
+class KeptPair extends GatewayPair {
+  /** Pids of the engines. */
+  readonly engines = { a: 0, b: 0 };
+  readonly log: { a: LogEvent[]; b: LogEvent[] } = { a: [], b: [] };
+  readonly #place: PairLab;
+
+  constructor(place: PairLab, options: GatewayPairOptions) {
+    super(place, options);
+    this.#place = place;
+  }
+
+  override async start(name: 'a' | 'b'): Promise<GatewayProcess> {
+    const onEvent = (event: LogEvent) => {
+      if (process.env.LOG) process.stderr.write(`${name} ${JSON.stringify(event)}\n`);
+      this.log[name].push(event);
+      if (event.msg === 'the engine is started') this.engines[name] = event.pid as number;
+    };
+    const config = { ...this.config(name), keeper: { socket: `./keeper-${name}/socket` } };
+    const started = await startGatewayIn(this.host(name), config, { command: ['keeper'], onEvent });
+    this.#place.atEnd(async () => {
+      await started.kill();
+      kill(this.engines[name]);
+    });
+    return (this[name] = started);
+  }
+
+  /** Resolves with the next line that says that a gateway serves the address, and when it came. */
+  async serves(name: 'a' | 'b'): Promise<{ connections: number; lost: number; at: number }> {
+    const count = () => this.log[name].filter(({ msg }) => msg === 'serving an address').length;
+    const before = count();
+    await eventually(() => count() > before, { timeoutMs: 30_000 });
+    const line = this.log[name].filter(({ msg }) => msg === 'serving an address').at(-1);
+    return { ...(line as unknown as { connections: number; lost: number }), at: now() };
+  }
+}
+
+function kill(pid: number): void {
+  try {
+    process.kill(pid, 'SIGKILL');
+  } catch {
+    // It is gone.
+  }
+}
+
+describeLab('two gateways under keepers', () => {
+  const place = usePairLab();
+
+  async function begin(proof: 'etcd' | 'command'): Promise<{ gateways: KeptPair; clients: ClientHost }> {
+    const file = join(place.lab.dir, 'pair.secret');
+    writeFileSync(file, 'the secret that both gateways know', { mode: 0o600 });
+    const gateways = new KeptPair(place, { clients: 60, proof, pair: { secret: { file } } });
+    await gateways.begin();
+    await served(gateways, 'a');
+    const clients = await place.clients(COUNTS);
+    const think = { inside: 50, between: 20 };
+    const { address } = gateways;
+    await clients.begin({ counts: COUNTS, address, port: PORT, rows: 20_000, sleep: 4, think });
+    await gateways.followed('a', ALL);
+    await eventually(async () => (await clients.progress()).transactions > 20);
+    return { gateways, clients };
+  }
+
+  async function unharmed(clients: ClientHost): Promise<void> {
+    const report = await clients.finish();
+    expect(report).toMatchObject({ reconnects: 0, errors: [], wrongReads: [] });
+    for (const { portBefore, portNow } of report.connections) expect(portNow).toBe(portBefore);
+    expect(await place.verdict(report)).toMatchObject({ right: true });
+  }
+
+  /** @returns how long clients waited for the first answer after something */
+  async function pause(clients: ClientHost, happens: () => Promise<unknown>): Promise<number> {
+    await clients.watch();
+    const since = now();
+    await happens();
+    const { pauses, silent } = await clients.pauses(since, 30_000);
+    expect(silent).toBe(0);
+    await clients.probe();
+    return Math.round(Math.max(...pauses));
+  }
+
+  it.each(['command', 'etcd'] as const)(
+    'an engine that is killed goes on where it was, and only with its keeper gone the other host does (%s)',
+    { timeout: 300_000 },
+    async (proof) => {
+      const { gateways, clients } = await begin(proof);
+      const pauses: number[] = [];
+      for (let n = 0; n < CRASHES; n++) {
+        pauses.push(
+          await pause(clients, async () => {
+            const serving = gateways.serves('a');
+            kill(gateways.engines.a);
+            expect(await serving).toMatchObject({ connections: ALL, lost: 0 });
+          }),
+        );
+        await gateways.followed('a', ALL);
+      }
+      pauses.push(
+        await pause(clients, async () => {
+          const serving = gateways.serves('a');
+          expect(await outlive(place, gateways, 'a', 'upgrade')).toContain('serves');
+          expect(await serving).toMatchObject({ connections: ALL, lost: 0 });
+        }),
+      );
+      await gateways.followed('a', ALL);
+      // The other one has never had it.
+      expect(gateways.log.b.filter(({ msg }) => msg === 'serving an address')).toEqual([]);
+      expect((await gateways.b.status()).pair.counts).toMatchObject({ takeovers: 0, kept: 0, reset: 0 });
+
+      await clients.press();
+      pauses.push(
+        await pause(clients, async () => {
+          const serving = gateways.serves('b');
+          // The keeper first: it would start another engine.
+          await gateways.a.kill();
+          kill(gateways.engines.a);
+          expect(await serving).toMatchObject({ connections: ALL, lost: 0 });
+        }),
+      );
+      if (process.env.LOG) console.log(proof, 'pauses', pauses);
+      await unharmed(clients);
+    },
+  );
+
+  it('connections move to the other host and back between crashes', { timeout: 300_000 }, async () => {
+    const { gateways, clients } = await begin('command');
+    for (const next of ['b', 'a', 'b', 'a'] as const) {
+      await outlive(place, gateways, next, 'takeover');
+      await served(gateways, next);
+      await pause(clients, async () => {
+        const serving = gateways.serves(next);
+        kill(gateways.engines[next]);
+        expect(await serving).toMatchObject({ connections: ALL, lost: 0 });
+      });
+      await served(gateways, next);
+      await gateways.followed(next, ALL);
+    }
+    await unharmed(clients);
+  });
+});
