@@ -61,7 +61,8 @@ describeLab('a bad network', () => {
     await outlive(place, gateways, 'b', 'takeover');
     await served(gateways, 'b');
     await outlive(place, gateways, 'a', 'takeover');
-    await served(gateways, 'a');
+    await gateways.b.event(({ msg }) => msg === 'gave an address to the other gateway');
+    await gateways.followed('a', crowd.connections, 60_000);
     await crowd.clients.watch();
     const since = now();
     await a.crash();

@@ -10,6 +10,8 @@ import { randomness } from '../kit/random.js';
 const PORT = 6543;
 const CRASHES = Number(process.env.OUTLIVE_TAKEOVER_CRASHES ?? 4);
 const CLIENTS = 16;
+/** So many of them connect anew for each request. */
+const RESTLESS = CLIENTS / 4;
 /** From the takeover until a connection that cannot go on is reset. */
 const RESET_MS = 2000;
 /** A retransmission of what a client sent long before a takeover may be some seconds away, and 1 MB takes a while. */
@@ -70,7 +72,7 @@ describeLab('a host that crashes again and again under requests of 10 B to 1 MB'
     });
     const clients = new Remote(child, 'the clients');
     place.atEnd(() => clients.kill());
-    await clients.ask('begin', { count: CLIENTS, seed: below(2 ** 32), host: address, port: PORT });
+    await clients.ask('begin', { count: CLIENTS, restless: RESTLESS, seed: below(2 ** 32), host: address, port: PORT });
 
     let owner = hosts[0];
     let lost = 0;
@@ -94,7 +96,9 @@ describeLab('a host that crashes again and again under requests of 10 B to 1 MB'
       for (const { at } of reset) expect(at - taken.at, what).toBeLessThanOrEqual(RESET_MS);
       slowest.push(...reset.map(({ at }) => Math.round(at - taken.at)));
       const { counts } = (await twins.gateway(next).status()).pair;
-      expect(counts.reset - before, what).toBe(reset.length);
+      // Connections that were just being made or closed may be counted, too.
+      expect(counts.reset - before, what).toBeGreaterThanOrEqual(reset.length);
+      expect(counts.reset - before, what).toBeLessThanOrEqual(reset.length + RESTLESS);
       lost += reset.length;
       await twins.reboot(owner);
       owner = next;

@@ -34,11 +34,16 @@ class KeptPair extends GatewayPair {
     };
     const config = { ...this.config(name), keeper: { socket: `./keeper-${name}/socket` } };
     const started = await startGatewayIn(this.host(name), config, { command: ['keeper'], onEvent });
-    this.#place.atEnd(async () => {
-      await started.kill();
-      kill(this.engines[name]);
-    });
+    this.#place.atEnd(() => this.killBoth(name, started));
     return (this[name] = started);
+  }
+
+  /** Kills a keeper and its engine. */
+  async killBoth(name: 'a' | 'b', keeper = this[name]): Promise<void> {
+    // The keeper first: it would start another engine. Its log ends with the engine's.
+    const killed = keeper.kill();
+    kill(this.engines[name]);
+    await killed;
   }
 
   /** Resolves with the next line that says that a gateway serves the address, and when it came. */
@@ -127,9 +132,7 @@ describeLab('two gateways under keepers', () => {
       pauses.push(
         await pause(clients, async () => {
           const serving = gateways.serves('b');
-          // The keeper first: it would start another engine.
-          await gateways.a.kill();
-          kill(gateways.engines.a);
+          await gateways.killBoth('a');
           expect(await serving).toMatchObject({ connections: ALL, lost: 0 });
         }),
       );

@@ -110,6 +110,10 @@ export class Crowd {
     return new Crowd(place, clients, await clients.report());
   }
 
+  get connections(): number {
+    return this.#before.connections.length;
+  }
+
   /** Waits until every client that waits or works was answered after a moment. @returns the longest pause in ms */
   async answered(since: number, timeoutMs = 30_000): Promise<number> {
     const { pauses, silent } = await this.clients.pauses(since, timeoutMs);

@@ -1143,6 +1143,8 @@ export class Pair implements SessionPair {
       const still = host.address === one.address ? host.goOnHere(goOn) : null;
       if (still === null) continue;
       count++;
+      tcp.hurry(tcp.fdOf(still.wire));
+      setTimeout(() => tcp.settle(tcp.fdOf(still.wire)), SETTLED_MS).unref();
       if (!doubtful) continue;
       this.watched.set(still.wire, host);
       (this.hold === null ? this.gaps : this.heldGaps).watch(still.wire, still.image);

@@ -96,8 +96,9 @@ export class Link {
     if (this.#outSize > 0 && this.open) {
       const bytes = this.#out.length === 1 ? this.#out[0] : Buffer.concat(this.#out, this.#outSize);
       if (this.#patienceMs === 0) this.#socket.write(bytes, this.#written);
-      else if (!sendAll(descriptorOf(this.#socket), bytes, this.#patienceMs)) {
-        this.destroy(new Error('it does not read what it is sent'));
+      else {
+        const how = sendAll(descriptorOf(this.#socket), bytes, this.#patienceMs);
+        if (how !== 'sent') this.destroy(how === 'full' ? new Error('it does not read what it is sent') : null);
       }
     }
     this.#out = [];

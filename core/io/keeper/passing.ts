@@ -219,9 +219,9 @@ export function sendBytes(fd: number, bytes: Uint8Array): void {
 /**
  * Sends plain bytes, and waits for room where there is none: this thread does nothing else meanwhile.
  * @param patienceMs how long no byte may be taken before it is given up
- * @returns false when it was given up, or the other end is gone; some bytes may have been taken
+ * @returns `full` when it was given up, `gone` when the other end is; some bytes may have been taken then
  */
-export function sendAll(fd: number, bytes: Uint8Array, patienceMs: number): boolean {
+export function sendAll(fd: number, bytes: Uint8Array, patienceMs: number): 'sent' | 'full' | 'gone' {
   const { send, poll, errno } = libc();
   for (let at = 0; at < bytes.length; ) {
     const sent = send(fd, bytes.subarray(at), bytes.length - at, MSG_DONTWAIT | MSG_NOSIGNAL);
@@ -231,14 +231,14 @@ export function sendAll(fd: number, bytes: Uint8Array, patienceMs: number): bool
     }
     const error = errno();
     if (error === EINTR) continue;
-    if (error !== EAGAIN) return false;
+    if (error !== EAGAIN) return 'gone';
     // struct pollfd: fd (4), events (2), revents (2).
     const waited = Buffer.allocUnsafeSlow(128);
     waited.writeInt32LE(fd, 0);
     waited.writeInt32LE(POLLOUT, 4);
-    if (poll(waited, 1, patienceMs) === 0) return false;
+    if (poll(waited, 1, patienceMs) === 0) return 'full';
   }
-  return true;
+  return 'sent';
 }
 
 /** Takes up to `into.length` plain bytes. Never waits. @returns their number; 0 when there is nothing, or nothing more */

@@ -6,6 +6,7 @@ export {
   discard,
   type FrozenTcp,
   freeze,
+  hurry,
   identify,
   type RestoredTcp,
   release,

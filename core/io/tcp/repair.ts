@@ -67,6 +67,9 @@ const TIMESTAMP_MARGIN_MS = 1000;
 /** Clocks of two hosts may drift apart by more than the margin on a connection that is days old: one part in this many. */
 const TIMESTAMP_DRIFT = 1024;
 
+/** The most that TCP_MAXSEG takes (MAX_TCP_WINDOW in include/net/tcp.h). */
+const MAX_MSS = 32_767;
+
 /** Queues up to this size fit what every kernel gives a new socket (net.ipv4.tcp_wmem). */
 const SMALL_QUEUE = 8 * 1024;
 
@@ -252,6 +255,9 @@ export function restore(image: TcpImage): RestoredTcp {
     check(libc().bind(fd, local, local.length), 'bind');
     setSequence(fd, RECEIVE_QUEUE, at(identity.receiveBase, image.received));
     setSequence(fd, SEND_QUEUE, at(identity.sendBase, image.acknowledged));
+    // What connect() takes for the client's own limit (tcp_connect_init in net/ipv4/tcp_output.c): the one that is told below comes too late
+    // for the size of segments, which would stay at 536 bytes.
+    tryOption(fd, IPPROTO_TCP, TCP_MAXSEG, Math.min(identity.mss, MAX_MSS));
     const remote = socketAddress(identity.remote);
     // In repair mode the connection is established at once and nothing is sent.
     check(libc().connect(fd, remote, remote.length), 'connect');
@@ -299,6 +305,11 @@ export function release({ fd, image }: RestoredTcp): void {
     discard(fd);
     throw error;
   }
+}
+
+/** Lets a connection that stood still repeat what is not answered as often as a restored one, until {@link settle}. */
+export function hurry(fd: number): void {
+  tryOption(fd, IPPROTO_TCP, TCP_RTO_MAX_MS, RTO_MAX_MS);
 }
 
 /** Gives a connection whose first minute went well the ordinary retransmission limit. */
