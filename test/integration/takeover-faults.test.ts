@@ -54,8 +54,10 @@ describeLab('a bad network', () => {
     const gateways = await startTakeover(place, { clients: 40, proof: 'etcd', pair: HOLD });
     const [a, b] = [gateways.host('a'), gateways.host('b')];
     const stop = await place.lab.recorder([gateways.address]);
-    const crowd = await Crowd.start(place, gateways);
-    await Promise.all([a.impair({ lossPercent: 5 }), b.impair({ lossPercent: 5 })]);
+    const counts = { idle: 2, transaction: 2, waiting: 1, result: 1, commit: 1, echo: 3, transfer: 6 };
+    const crowd = await Crowd.start(place, gateways, counts);
+    // Between the clients and both gateways, and between the gateways.
+    await Promise.all([place.lab.host('client').impair({ lossPercent: 5 }), b.impair({ lossPercent: 5 })]);
     await crowd.clients.watch();
     await crowd.answered(now());
     await outlive(place, gateways, 'b', 'takeover');

@@ -29,6 +29,8 @@ interface Finished {
   readonly transactions: number;
   readonly bytes: number;
   readonly ends: number;
+  /** Connections whose beginning or end was never answered. */
+  readonly stuck: number;
   readonly claims: readonly { acked: number[]; doubtful: number[] }[];
 }
 
@@ -104,9 +106,18 @@ describeLab('a host that crashes again and again under requests of 10 B to 1 MB'
       owner = next;
     }
 
-    const { faults, transactions, bytes, claims, ends } = await clients.ask<Finished>('finish');
+    const { faults, transactions, bytes, claims, ends, stuck } = await clients.ask<Finished>('finish');
     console.log(
-      JSON.stringify({ crashes: CRASHES, connections: CLIENTS * CRASHES, lost, slowest, transactions, bytes, ends }),
+      JSON.stringify({
+        crashes: CRASHES,
+        connections: CLIENTS * CRASHES,
+        lost,
+        slowest,
+        transactions,
+        bytes,
+        ends,
+        stuck,
+      }),
     );
     expect(faults, where).toEqual([]);
     const { rows } = await place.pair.primary.query<{ client: number; serial: number }>(

@@ -255,7 +255,16 @@ log: &log { level: warn }
     expect(config.clusters[0].spares).toEqual(plain.clusters[0].spares);
     expect(config.log).toEqual(plain.log);
     const paired = parseConfig(`${MINIMAL}${PAIR}`, dir, { S: 'x' });
-    for (const key of ['withoutPeer', 'beat', 'silence', 'backlog', 'guard', 'conditions', 'balance'] as const) {
+    for (const key of [
+      'withoutPeer',
+      'beat',
+      'silence',
+      'restart',
+      'backlog',
+      'guard',
+      'conditions',
+      'balance',
+    ] as const) {
       expect({ [key]: config.pair![key] }).toEqual({ [key]: paired.pair![key] });
     }
     expect(config.listeners[0].durability).toBe(paired.listeners[0].durability);

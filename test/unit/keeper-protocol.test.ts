@@ -82,7 +82,7 @@ describe("the keeper's protocol", () => {
     ['trailing bytes', frame(6, 0), /too long/],
     ['a string beyond the frame', frame(4, 9, 65), /too short/],
     ['a string that is not UTF-8', frame(4, 1, 0xff), /UTF-8/],
-    ['an unknown kind', frame(3, 1, 65, 2, 0), /unknown value/],
+    ['an unknown kind', frame(3, 1, 65, 3, 0), /unknown value/],
     ['a flag of 2', frame(5, 1, 65, 2, 0, 0, 0, 0), /flag/],
     ['a note beyond the frame', frame(5, 1, 65, 1, 255, 255, 255, 255), /too short/],
     ['a second greeting', encode(hello), /second greeting/],

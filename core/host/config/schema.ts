@@ -396,6 +396,11 @@ export function configSchema(context: SchemaContext) {
       ),
     beat: duration(20).prefault('200ms').describe('How often the gateways tell each other how they are.'),
     silence: duration(100).prefault('1s').describe('A gateway that was not heard for so long is silent.'),
+    restart: duration(100)
+      .prefault('1500ms')
+      .describe(
+        'A gateway whose host refuses connections may be started again by its keeper: it is not taken over before so long after it was heard last.',
+      ),
     backlog: size()
       .prefault('64MiB')
       .describe('What may wait for the other gateway; a slower one is given up until it comes back.'),

@@ -135,6 +135,7 @@ export interface PairConfig {
   readonly withoutPeer: 'continue' | 'stop';
   readonly beat: number;
   readonly silence: number;
+  readonly restart: number;
   readonly backlog: number;
   readonly lease: PluginUse | null;
   readonly fence: ActionUse | null;

@@ -621,7 +621,7 @@ export class Pair implements SessionPair {
         lease: { validUntil: one.validUntil, holder: one.holder },
       })),
       conditions: this.config.conditions,
-      timing: { ...DEFAULT_TIMING, silence: this.config.silence },
+      timing: { ...DEFAULT_TIMING, silence: this.config.silence, restart: this.config.restart },
     };
     for (const [index, decision] of decide(situation).entries()) this.act(this.addresses[index], decision);
     if (this.wake !== null) clearTimeout(this.wake);
@@ -947,7 +947,8 @@ export class Pair implements SessionPair {
       this.log.info({ address, connections: standing.length, ms }, 'gave an address to the other gateway');
     } catch (error) {
       this.log.error({ address }, `a planned move failed: ${(error as Error).message}`);
-      one.order = null;
+      // An order that came meanwhile, to take it back, is still to be done.
+      if (one.order === 'give') one.order = null;
       // Nobody may write while both could: what the other one has done it will tell over its next link.
       if (granted === null) await this.unmoved(one);
       else if (this.peerServes(address) && this.peer!.heardAt > granted) this.moved(one);

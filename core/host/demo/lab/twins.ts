@@ -16,8 +16,6 @@ export interface TwinsOptions {
   readonly front: object;
   /** Over the `pair` section of both. */
   readonly pair?: Readonly<Record<string, unknown>>;
-  /** Options of Node for the gateways. */
-  readonly nodeOptions?: string;
   /** Gets each line of their logs. */
   readonly onEvent?: (host: Host, event: LogEvent) => void;
 }
@@ -142,7 +140,7 @@ export class Twins {
   }
 
   async #start(host: Host): Promise<void> {
-    const { hosts, address, front, pair, nodeOptions = '', onEvent } = this.#options;
+    const { hosts, address, front, pair, onEvent } = this.#options;
     const peer = this.other(host);
     const config = {
       ...front,
@@ -156,7 +154,7 @@ export class Twins {
         ...pair,
       },
     };
-    const env = { OUTLIVE_PAIR_SECRET: this.#secret, NODE_OPTIONS: nodeOptions };
+    const env = { OUTLIVE_PAIR_SECRET: this.#secret };
     const gateway = await startGatewayIn(host, config, { env, onEvent: (event) => onEvent?.(host, event) });
     this.#gateways.set(host, gateway);
   }
