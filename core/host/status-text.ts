@@ -35,6 +35,14 @@ export interface GatewayStatus {
   /** The order that was carried out, when this is the answer to one. */
   readonly done?: string;
   readonly pair?: PairStatus | null;
+  /** Null when it does not run under one. */
+  readonly keeper?: {
+    /** Whether it is there. */
+    readonly open: boolean;
+    /** Connections of the engine before that went on here, and that could not. */
+    readonly kept: number;
+    readonly lost: number;
+  } | null;
   readonly uptimeSeconds?: number;
   readonly health?: { readonly healthy: boolean; readonly reasons: readonly string[] };
   readonly listeners?: readonly { readonly name: string; readonly port: number; readonly clients: number }[];
@@ -56,7 +64,7 @@ const LAST = 10;
  */
 export function statusText(status: unknown): string {
   if (typeof status !== 'object' || status === null) return `${JSON.stringify(status)}\n`;
-  const { done, pair, health, uptimeSeconds, listeners = [], clusters = [] } = status as GatewayStatus;
+  const { done, pair, keeper, health, uptimeSeconds, listeners = [], clusters = [] } = status as GatewayStatus;
   const parts: string[] = [];
   if (done !== undefined) parts.push(`${plain(done)}: done`);
   if (health !== undefined) {
@@ -66,6 +74,14 @@ export function statusText(status: unknown): string {
         `${health.healthy ? 'Healthy' : 'NOT HEALTHY'}${since}`,
         ...health.reasons.map((each) => `  ${plain(each)}`),
       ].join('\n'),
+    );
+  }
+  if (keeper != null) {
+    const { open, kept, lost } = keeper;
+    parts.push(
+      open
+        ? `Under a keeper; of the engine before, ${kept} connections went on and ${lost} did not`
+        : 'The keeper is GONE: a crash costs the connections',
     );
   }
   if (listeners.length > 0) {

@@ -65,6 +65,9 @@ describeLab('a bad network', () => {
     await outlive(place, gateways, 'a', 'takeover');
     await gateways.b.event(({ msg }) => msg === 'gave an address to the other gateway');
     await gateways.followed('a', crowd.connections, 60_000);
+    // What was moved is repeated by then, and the other gateway knows of every session on the server.
+    await crowd.clients.watch();
+    await crowd.answered(now());
     await crowd.clients.watch();
     const since = now();
     await a.crash();

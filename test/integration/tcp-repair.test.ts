@@ -16,6 +16,8 @@ import {
   type TcpImage,
   tcpRepairUnavailable,
   thawInPlace,
+  unacknowledgedBytes,
+  unwrittenOf,
   wireOf,
 } from '../../core/io/tcp/index.js';
 import { ESTABLISHED, tcpInfo } from '../../core/io/tcp/libc.js';
@@ -345,6 +347,38 @@ describe.skipIf(why !== null)('moving TCP connections between hosts', () => {
     const { heard } = takeOver(image);
     expect(await heard).toBe('ahead');
     expect(await atClient.ended()).toMatchObject({ code: 'ECONNRESET' });
+  });
+
+  it.each([FOUR, SIX])('sends segments of the same size as before (%s)', async (address) => {
+    const { server } = await connected(address);
+    const identity = identify(fdOf(server), 0, 0);
+    const { sendMss } = tcpInfo(fdOf(server));
+    crash(server);
+    const { wire, heard } = takeOver({ identity, received: 0, acknowledged: 0, unacknowledged: [], elapsed: 100 });
+    expect(await heard).toBe('agreed');
+    expect(tcpInfo(fdOf(wire)).sendMss).toBe(sendMss);
+  });
+
+  it('tells the bytes that the client has not acknowledged, and the connection goes on', async () => {
+    const { client, server } = await connected(FOUR);
+    const down = randomBytes(8_000_000);
+    server.write(down);
+    // The client does not read: both kernels are full soon.
+    let length = 0;
+    for (let before = -1; before !== length || length === 0; ) {
+      before = length;
+      await new Promise((resolve) => setTimeout(resolve, 100));
+      length = unacknowledgedBytes(fdOf(server)).length;
+    }
+    const written = server.bytesWritten - server.backlog;
+    expect(unwrittenOf(server).length).toBe(server.backlog);
+    const bytes = Buffer.concat([unacknowledgedBytes(fdOf(server)), unwrittenOf(server)]);
+    expect(bytes.length).toBe(length + 8_000_000 - written);
+    expect(bytes.equals(down.subarray(written - length))).toBe(true);
+    const atClient = new Sink();
+    atClient.take(client);
+    await atClient.until(8_000_000);
+    expect(atClient.all().equals(down)).toBe(true);
   });
 
   it('restores a send queue of 4 MB', async () => {

@@ -139,6 +139,18 @@ describe('learnt facts', () => {
     expect(await learnt.get('other', learn)).toBe(3);
   });
 
+  it('of another gateway count while nothing else is known, and are old', async () => {
+    const learnt = new Learned(() => 0);
+    learnt.give('d', undefined);
+    learnt.give('d', 'theirs');
+    learnt.give('d', 'later');
+    expect(learnt.peek('d')).toBe('theirs');
+    expect(await learnt.get('d', async () => 'own')).toBe('theirs');
+    await settle();
+    learnt.give('d', 'theirs');
+    expect(learnt.peek('d')).toBe('own');
+  });
+
   it('are not taken from before a change', async () => {
     const learnt = new Learned(() => 0);
     const pending: ((value: string) => void)[] = [];

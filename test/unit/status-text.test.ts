@@ -180,3 +180,11 @@ describe('the status for people', () => {
     expect(statusText({ other: 1 })).toBe('This gateway is not one of a pair.\n');
   });
 });
+
+describe('the keeper', () => {
+  it('is told of where there is one', () => {
+    expect(statusText({ keeper: null, health: { healthy: true, reasons: [] } })).not.toContain('keeper');
+    expect(statusText({ keeper: { open: true, kept: 45, lost: 1 } })).toContain('45 connections went on and 1 did not');
+    expect(statusText({ keeper: { open: false, kept: 0, lost: 0 } })).toContain('GONE');
+  });
+});
