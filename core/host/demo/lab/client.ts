@@ -133,6 +133,8 @@ class Fellow {
   committing = false;
   /** A request whose answer is not taken yet. */
   #asked: Promise<Rows> | null = null;
+  /** That is one that takes its time. */
+  #waiting = false;
   #loop: Promise<void> | null = null;
   #stopping = false;
   #failed = false;
@@ -167,13 +169,21 @@ class Fellow {
     // Made-up values are kept through a failover only as long as the answers of the unit fit into the gateway's `limits.answers`: a large result
     // comes before them.
     if (this.kind !== 'result') await this.#enter();
-    if (this.kind === 'waiting') this.#asked = this.#ask('SELECT pg_sleep($1)', [this.#options.sleep ?? 2]);
+    if (this.kind === 'waiting') this.#wait();
     if (this.kind === 'result') await this.#readBeginning();
     // Its end is looked at in finish().
     this.#asked?.catch(() => {});
   }
 
+  #wait(): void {
+    this.#waiting = true;
+    this.#asked = this.#ask('SELECT pg_sleep($1)', [this.#options.sleep ?? 2]).finally(() => (this.#waiting = false));
+    this.#asked.catch(() => {});
+  }
+
   press(): void {
+    // On a busy machine much time may have passed since it began.
+    if (this.kind === 'waiting' && !this.#waiting && !this.#stopping) this.#wait();
     if (this.kind !== 'commit' || this.#asked !== null) return;
     this.committing = true;
     this.#asked = this.#ask('COMMIT');

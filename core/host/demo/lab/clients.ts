@@ -5,7 +5,8 @@ import type { Remote } from './remote.js';
 
 /**
  * What the connections of a client host do. Those that stand still reach a point and stay there until {@link ClientHost.finish}:
- * `idle` is connected; `transaction` has written in a transaction and got the answer; `waiting` has written and waits for the answer of a `pg_sleep`;
+ * `idle` is connected; `transaction` has written in a transaction and got the answer; `waiting` has written and waits for the answer of a `pg_sleep`, and of another one
+ * at {@link ClientHost.press} if that has come;
  * `result` has read the beginning of a large result in a transaction that it will write in, its socket is not read further; `commit` has written, and sends COMMIT
  * at {@link ClientHost.press}. Those that run do not stop before: `echo` sends texts of random length and compares what comes back;
  * `stream` reads the large result again and again; `transfer` is the demo's ledger workload.
