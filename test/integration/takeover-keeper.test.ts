@@ -307,10 +307,10 @@ describe.skipIf(unavailable !== null)('under a keeper, without a pair and withou
       // One of them has a part of a frame, behind which nothing that is said would be understood.
       const result = amid.query(`select repeat('a', 50000000)`).catch((error: Error) => error);
       const stream = streamOf(amid);
-      let last: Buffer = Buffer.alloc(0);
+      const chunks: Buffer[] = [];
       const some = new Promise<void>((resolve) => {
         stream.on('data', (chunk: Buffer) => {
-          last = chunk;
+          chunks.push(chunk);
           resolve();
         });
       });
@@ -320,7 +320,10 @@ describe.skipIf(unavailable !== null)('under a keeper, without a pair and withou
       stream.resume();
       expect(((await asked) as Error).message).toContain(why);
       expect(((await result) as Error).message).toMatch(/terminated|ECONNRESET/);
-      expect(last.every((byte) => byte === 0x61)).toBe(true);
+      // How much of the row came nobody knows, perhaps only its head: behind its beginning there is nothing else.
+      const said = Buffer.concat(chunks);
+      const row = said.indexOf('aaaa');
+      expect(row < 0 ? said.length < 200 : said.subarray(row).every((byte) => byte === 0x61)).toBe(true);
       const again = await over();
       expect((await again.query('select 1 as n')).rows).toEqual([{ n: 1 }]);
       await again.end();
