@@ -259,21 +259,24 @@ describe.skipIf(unavailable !== null)('a keeper', () => {
       onRetired: () => events.push('retired'),
       onClaimed: () => events.push('claimed'),
     });
-    const { served } = await tcpPair();
+    const [{ served }, { served: leaving }] = [await tcpPair(), await tcpPair()];
     const old = await keeperClient(server.path, {
       onRetire: async () => {
         events.push('retire');
         old.note('c', Buffer.from('last words'), true);
         served.destroy();
-        old.drop('c');
+        // Its client leaves just now.
+        old.drop('left');
       },
     });
     await old.claim();
+    old.keep('left', fdOf(leaving), 'client');
     old.keep('c', fdOf(served), 'client');
     await old.ping();
     server.replaceable = true;
     const found = await (await keeperClient(server.path)).claim();
-    closeDescriptor(found[0].fd);
+    for (const { fd } of found) closeDescriptor(fd);
+    expect(found.map(({ key }) => key)).toEqual(['c']);
     expect(Buffer.from(found[0].notes[0]).toString()).toBe('last words');
     expect(events).toEqual(['claimed', 'retire', 'retired', 'claimed']);
   });

@@ -60,7 +60,6 @@ export class KeeperClient {
   readonly #pings = new Map<number, Waiting<void>>();
   #pinged = 0;
   #welcomed: Waiting<void> | null = null;
-  #retiring = false;
   #closed = false;
 
   private constructor(way: number, socket: net.Socket, options: KeeperClientOptions) {
@@ -127,11 +126,11 @@ export class KeeperClient {
   }
 
   /**
-   * Lets go of a socket and its notes. No error when the key is not kept. Does nothing once the keeper has asked to retire: what is closed
-   * from then on is this process's share only.
+   * Lets go of a socket and its notes. No error when the key is not kept. Also while this engine retires, until it has handed over: a client
+   * that leaves meanwhile is not the next engine's affair. What is left to that one is closed without this.
    */
   drop(key: string): void {
-    if (!this.#retiring) this.#follow({ type: 'drop', key });
+    this.#follow({ type: 'drop', key });
   }
 
   /**
@@ -262,7 +261,6 @@ export class KeeperClient {
   }
 
   #retire(): void {
-    this.#retiring = true;
     // Started here, so that it runs before anything else that this tick brings.
     this.#options.onRetire().then(
       () => {
