@@ -58,6 +58,11 @@ export class Shadow {
     this.shared = world.shared;
   }
 
+  /** True when its client has taken its leave. */
+  get left(): boolean {
+    return this.closing;
+  }
+
   /** True when this gateway could go on with the session at this moment. */
   get complete(): boolean {
     return this.session !== null && !this.closing && this.acknowledged >= this.from && this.opening.tcp !== null;

@@ -135,7 +135,7 @@ export class Keeping {
       session++;
       const shadow = complete && replay(follower, session, notes) ? follower.shadows.get(session) : undefined;
       if (shadow?.session != null) {
-        found.push({ key, fd, shadow });
+        if (this.stays({ key, fd, shadow })) found.push({ key, fd, shadow });
         continue;
       }
       this.release(key, fd);
@@ -145,7 +145,13 @@ export class Keeping {
     // Listeners that were not asked for are no longer configured: nobody would ever accept what they hold.
     for (const { key, kind, fd } of this.claimed) if (kind === 'listener') this.release(key, fd);
     this.claimed.length = 0;
-    return found;
+    return found.filter((session) => this.stays(session));
+  }
+
+  /** False for one whose client took its leave of the engine before: it is let go of, and lacks nothing. */
+  private stays({ key, fd, shadow }: KeptSession): boolean {
+    if (shadow.left) this.release(key, fd);
+    return !shadow.left;
   }
 
   /** Gives the session that was read last what the engine before had no time to note. */
