@@ -271,19 +271,9 @@ export class SessionHost implements SessionIo {
     const key = this.newKey(codec.cancelKeyLength(connection.login));
     this.cancelKey = Buffer.from(key).toString('hex');
     env.keys.set(this.cancelKey, this);
-    if (!wire.open || !connection.wire.open) {
-      this.discard(connection);
-      if (wire.open)
-        throw new CodedError('OUTLIVE_EXCHANGE_CLOSED', 'server', 'the server closed the connection during login');
-      this.end();
-      return;
-    }
+    if (this.left(connection)) return;
     connection = await this.reserve(connection, this.codec);
-    if (!wire.open || !connection.wire.open) {
-      this.discard(connection);
-      this.end();
-      return;
-    }
+    if (this.left(connection)) return;
     this.attach(connection);
     const welcome = this.codec.welcome(connection.login, key);
     session.attached();
@@ -299,6 +289,17 @@ export class SessionHost implements SessionIo {
     this.early = 0;
     if (rest.length > 0) this.fromClient(rest);
     if (!this.clientHolds.queue && !this.clientHolds.server && wire.open) wire.resume();
+  }
+
+  /** Gives a login up whose client has left meanwhile. @throws OUTLIVE_EXCHANGE_CLOSED when its server has */
+  private left(connection: BackendConnection): boolean {
+    const { wire } = this;
+    if (wire.open && connection.wire.open) return false;
+    this.discard(connection);
+    if (wire.open)
+      throw new CodedError('OUTLIVE_EXCHANGE_CLOSED', 'server', 'the server closed the connection during login');
+    this.end();
+    return true;
   }
 
   // --------------------------------------------------------------------------------------------------------- the peer
@@ -746,16 +747,17 @@ export class SessionHost implements SessionIo {
     if (broken) env.log.error(fields, coded.message);
     else env.log.debug(fields, coded.message);
     if (wire.open) {
+      const broke = code === 'OUTLIVE_EXCHANGE_TIMEOUT' || code === 'OUTLIVE_EXCHANGE_CLOSED';
       const kind: GatewayError['kind'] =
-        code === 'OUTLIVE_NO_WRITABLE_SERVER'
+        code === 'OUTLIVE_NO_WRITABLE_SERVER' || broke
           ? 'unavailable'
           : code === 'OUTLIVE_UNPROTECTED_REFUSED'
             ? 'refused'
             : coded instanceof ProtocolViolation
               ? 'protocol'
               : 'internal';
-      const silent =
-        code === 'OUTLIVE_EXCHANGE_TIMEOUT' || code === 'OUTLIVE_EXCHANGE_CLOSED' || code === 'OUTLIVE_TLS_FAILED';
+      // A client that does not end its own dialogue is told nothing; one whose server does not is told so.
+      const silent = code === 'OUTLIVE_TLS_FAILED' || (broke && coded.culprit === 'client');
       if (silent) wire.destroy();
       else
         wire.end(
