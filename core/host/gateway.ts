@@ -63,8 +63,11 @@ export interface GatewayOptions {
   readonly onRetired?: () => void;
 }
 
-/** How long sessions may take to be such that another engine can go on with them, before that one takes over. */
-const SETTLE_MS = 2000;
+/**
+ * How long sessions may take to be such that another engine can go on with them, before that one takes over: a login on a machine with much
+ * to do. All others are served meanwhile; the keeper waits for twice as long.
+ */
+const SETTLE_MS = 5000;
 /** How long sessions may take to leave when the gateway stops. */
 const STOP_MS = 1000;
 

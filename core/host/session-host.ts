@@ -284,6 +284,7 @@ export class SessionHost implements SessionIo {
     // Before the client knows that it is in: from then on it relies on that.
     this.early = rest.length;
     this.replicate();
+    this.entered = true;
     this.toClient(welcome);
     if (connection.rest.length > 0) this.fromServer(connection.rest);
     this.early = 0;
@@ -397,9 +398,12 @@ export class SessionHost implements SessionIo {
 
   /** False while another engine on this host could not go on with this session, and could soon: while its client logs in, or nobody could be told of it yet. */
   get settled(): boolean {
-    if (this.session === null) return this.ended;
+    if (!this.entered) return this.ended;
     return this.replica === null || this.replica.noted;
   }
+
+  /** The client is in, and whoever follows sessions is told of this one, if it can be followed. */
+  private entered = false;
 
   /**
    * Stops everything, so that the peer can go on with this session. The server connection is given up.
@@ -557,6 +561,7 @@ export class SessionHost implements SessionIo {
     wire.onData = (chunk) => this.fromClient(chunk);
     wire.onDrain = () => this.easeServer();
     this.onGreeted();
+    this.entered = true;
     this.clientHolds.queue = session!.full;
     if (key !== undefined) this.replicate(key);
     // The gateway before may have sent what waited until this one knew of it, and died before it could say so.
