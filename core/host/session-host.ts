@@ -1,6 +1,6 @@
 import { randomBytes } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { type Call, type Opening, RECORD, type Snapshot } from '../cluster/records.js';
+import { type Call, type Mention, type Opening, RECORD, type Snapshot } from '../cluster/records.js';
 import type { Shadow } from '../cluster/shadow.js';
 import {
   type Blocker,
@@ -488,7 +488,15 @@ export class SessionHost implements SessionIo {
 
   /** The client's end of the connection. */
   get remote(): string {
-    return `${this.wire.remoteAddress.replace(/^::ffff:(?=\d+\.)/i, '')} ${this.wire.remotePort}`;
+    const { address, port } = this.ends.remote;
+    return `${address} ${port}`;
+  }
+
+  /** Both ends of the connection. */
+  get ends(): Mention {
+    const { wire, address } = this;
+    const remote = { address: wire.remoteAddress.replace(/^::ffff:(?=\d+\.)/i, ''), port: wire.remotePort };
+    return { local: { address, port: wire.localPort }, remote };
   }
 
   /** Ends without a word to the client: somebody else speaks to it from now on. */
@@ -739,6 +747,14 @@ export class SessionHost implements SessionIo {
     this.replica?.close();
     this.wire.end(mute ? undefined : this.env.codec.refuse(error));
     this.end();
+  }
+
+  /** As {@link fatal}. @returns resolves when the client has heard all that was said to it, and has closed the connection */
+  farewell(error: GatewayError): Promise<void> {
+    return new Promise((resolve) => {
+      this.wire.onClose = () => resolve();
+      this.fatal(error);
+    });
   }
 
   private refuse(error: unknown): void {

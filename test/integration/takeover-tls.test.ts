@@ -120,12 +120,25 @@ describeLab('TLS connections of clients', () => {
     await outlive(place, gateways, 'a', 'drain');
     expect(await gateways.took('b')).toMatchObject({ connections: total(counts), lost: 0 });
     expect(await gateways.counts('a')).toMatchObject({ reset: 3 * EACH });
-    await eventually(() => tls.last.alive === 0, { timeoutMs: 10_000 });
+    await eventually(() => tls.last.alive === 0, { timeoutMs: 30_000 });
     const { ends, wrong } = await tls.finish();
     // The error of the gateway, which stands between two answers; who was amid one just sees the end.
     for (const { kind, code } of ends) expect([kind, code]).toEqual([kind, kind === 'reading' ? code : '57P03']);
     expect(wrong).toBe(0);
     await clients.probe();
     expectUnharmed(await clients.finish(), counts);
+  });
+
+  it('do not wait for ever when what they were told on leaving did not come', async () => {
+    const gateways = await start();
+    const tls = await connectTls(gateways);
+    const { lab } = place;
+    // All that the gateway still says to them is lost.
+    await lab.host('a').cutFrom(lab.host('client'), 'to');
+    await outlive(place, gateways, 'a', 'drain');
+    expect(await gateways.took('b')).toMatchObject({ connections: 0, lost: 0 });
+    await eventually(() => tls.last.alive === 0, { timeoutMs: 30_000 });
+    const { ends } = await tls.finish();
+    for (const { code } of ends) expect(code).toBe('ECONNRESET');
   });
 });

@@ -1,5 +1,6 @@
 import { randomBytes } from 'node:crypto';
 import { monitorEventLoopDelay } from 'node:perf_hooks';
+import { setTimeout as sleep } from 'node:timers/promises';
 import {
   type Comparison,
   compareReach,
@@ -77,6 +78,8 @@ const ORDER_MS = 15_000;
 const ASK_AGAIN_MS = 500;
 /** Sessions that cannot be told of at once are waited for so long before a planned move. */
 const SETTLE_MS = 2000;
+/** Clients that cannot be moved may take so long to hear of it, before a planned move goes on. */
+const FAREWELL_MS = 300;
 /** Connections that were half open when nobody new was let in any more are there after so long, on all but the longest ways. */
 const HANDSHAKE_MS = 200;
 /** So many decisions are remembered for the status. */
@@ -838,6 +841,12 @@ export class Pair implements SessionPair {
       { code: NOT_MOVABLE.code, address, connections: strangers.length },
       'connections that came with an address and cannot be gone on with are reset (TLS, replication, or about to log in)',
     );
+    this.provoke(address, strangers);
+  }
+
+  /** Makes clients speak, of whose connections this host has nothing. */
+  private provoke(address: string, strangers: readonly Mention[]): void {
+    if (strangers.length === 0) return;
     let asked = 0;
     const ask = (): void => {
       try {
@@ -915,6 +924,8 @@ export class Pair implements SessionPair {
       if (moving.some(({ state }) => RECOVERING.has(state))) throw new Error('a database failover is under way');
       let position = -1;
       const standing: SessionHost[] = [];
+      const dismissed = new Set<Mention>();
+      const farewells: Promise<unknown>[] = [];
       one.standing = true;
       for (const host of moving) {
         const at = host.stand(standStill);
@@ -924,18 +935,22 @@ export class Pair implements SessionPair {
         }
         if (at === null) {
           this.counts.reset++;
-          host.fatal(NOT_MOVABLE);
+          const { ends } = host;
+          dismissed.add(ends);
+          farewells.push(host.farewell(NOT_MOVABLE).then(() => dismissed.delete(ends)));
           continue;
         }
         position = Math.max(position, at);
         standing.push(host);
       }
       this.link.flush();
+      const heard = within(Promise.all(farewells), FAREWELL_MS);
       await this.shipper.confirmed(position, MOVE_MS);
+      await heard;
       await one.leave();
       await one.resign();
       granted = this.now();
-      const grant = { kind: 'take', address, epoch: one.epoch };
+      const grant = { kind: 'take', address, epoch: one.epoch, dismissed: [...dismissed] };
       const { took, error } = (await this.link.control(grant, MOVE_MS)) as { took?: boolean; error?: string };
       if (took !== true) {
         granted = null;
@@ -1197,6 +1212,8 @@ export class Pair implements SessionPair {
         await this.take(one, 'planned');
         // It may have been on its way here already.
         while (one.taking) await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+        // What was still on its way to them left with the address; who waits for it would wait for ever.
+        if (one.serving && message.dismissed !== undefined) this.provoke(one.address, message.dismissed);
         return { took: one.serving };
       }
       case 'give':
@@ -1277,9 +1294,19 @@ interface Control {
   readonly address: string;
   readonly epoch?: number;
   readonly session?: number;
+  /** Connections of clients that were told to come again, and may not have heard it. */
+  readonly dismissed?: readonly Mention[];
 }
 
 const NOTHING = new Uint8Array(0);
+
+/** Resolves with the promise, or after so many ms. */
+async function within(promise: Promise<unknown>, ms: number): Promise<void> {
+  const timer = new AbortController();
+  const late = sleep(ms, undefined, { signal: timer.signal }).catch(() => {});
+  await Promise.race([promise, late]);
+  timer.abort();
+}
 
 /** An IPv4 address of a socket that speaks both is named in the other way (RFC 4291 section 2.5.5.2). */
 function plain(address: string): string {
