@@ -71,7 +71,7 @@ export interface PairPlugins {
 /** How long the other gateway may take to hold all of what moves, and to take it. */
 const MOVE_MS = 5000;
 /** A connection that was moved gets the kernel's ordinary timers after so long. */
-const SETTLED_MS = 5000;
+const SETTLED_MS = 2000;
 /** How long an order of an operator may take. */
 const ORDER_MS = 15_000;
 /** And after so long the other gateway is asked again for an address that it did not give. */
@@ -1159,8 +1159,6 @@ export class Pair implements SessionPair {
       const still = host.address === one.address ? host.goOnHere(goOn) : null;
       if (still === null) continue;
       count++;
-      tcp.hurry(tcp.fdOf(still.wire));
-      setTimeout(() => tcp.settle(tcp.fdOf(still.wire)), SETTLED_MS).unref();
       if (!doubtful) continue;
       this.watched.set(still.wire, host);
       (this.hold === null ? this.gaps : this.heldGaps).watch(still.wire, still.image);

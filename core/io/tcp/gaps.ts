@@ -268,6 +268,8 @@ export class GapWatch {
     if (verdict !== null) {
       this.#decide(watched);
       if (verdict === 'agreed') {
+        // It lives. One that does not read and is heard late now and then would count as dead under the limit of a restored connection.
+        settle(fd);
         this.#options.onAgreed?.(wire);
         return;
       }

@@ -6,7 +6,6 @@ export {
   discard,
   type FrozenTcp,
   freeze,
-  hurry,
   identify,
   type RestoredTcp,
   release,

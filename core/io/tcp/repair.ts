@@ -200,6 +200,8 @@ export function unacknowledgedBytes(fd: number): Uint8Array {
 export function freeze(fd: number, received: number, written: number): FrozenTcp {
   // The kernel would acknowledge bytes that arrive behind our last look, and they would be gone.
   attachFilter(fd, DEAF);
+  // It may stand still for longer than the limit of a restored connection lets its client be silent.
+  settle(fd);
   try {
     setOption(fd, IPPROTO_TCP, TCP_REPAIR, REPAIR_ON);
     // In this state what was not sent yet is not sent any more: timers could still do it, behind our back.
@@ -307,12 +309,7 @@ export function release({ fd, image }: RestoredTcp): void {
   }
 }
 
-/** Lets a connection that stood still repeat what is not answered as often as a restored one, until {@link settle}. */
-export function hurry(fd: number): void {
-  tryOption(fd, IPPROTO_TCP, TCP_RTO_MAX_MS, RTO_MAX_MS);
-}
-
-/** Gives a connection whose first minute went well the ordinary retransmission limit. */
+/** Gives a connection whose client was heard the ordinary retransmission limit. */
 export function settle(fd: number): void {
   tryOption(fd, IPPROTO_TCP, TCP_RTO_MAX_MS, RTO_MAX_DEFAULT_MS);
 }
