@@ -75,6 +75,8 @@ export interface SessionPair {
 const RESTORE_MS = 10_000;
 /** How long a session waits for others to reserve what their clients hold. */
 const RESERVE_MS = 5000;
+/** States of a session that waits for a server to be found. */
+const SEARCHING: ReadonlySet<string> = new Set(['suspended', 'resolving']);
 /** Waits after failed attempts to restore a session: from, to. */
 const BACKOFF_MS = 10;
 const MAX_BACKOFF_MS = 500;
@@ -411,6 +413,10 @@ export class SessionHost implements SessionIo {
    * @returns the position of the record that the peer must hold; null when it cannot be moved
    */
   stand(freeze: (wire: Wire) => FrozenTcp): number | null {
+    return this.recovering ? null : this.standTold(freeze);
+  }
+
+  private standTold(freeze: (wire: Wire) => FrozenTcp): number | null {
     const { replica, wire } = this;
     if (replica?.followed !== true) return null;
     const frozen = this.still(freeze);
@@ -421,11 +427,12 @@ export class SessionHost implements SessionIo {
   }
 
   /**
-   * Stops everything for as long as nobody knows who has the address; {@link goOnHere} or {@link vanish} must follow.
+   * Stops everything for as long as nobody knows who has the address; {@link goOnHere} or {@link vanish} must follow. A search for a server
+   * that is under way begins anew then.
    * @returns false when that cannot be done: then it must vanish
    */
   halt(freeze: (wire: Wire) => FrozenTcp): boolean {
-    if (this.standing !== null || this.stand(freeze) !== null) return true;
+    if (this.standing !== null || this.standTold(freeze) !== null) return true;
     if (this.still(freeze) === null) return false;
     this.replica?.still();
     return true;
@@ -448,7 +455,7 @@ export class SessionHost implements SessionIo {
   /** Stops the connection and gives the server connection up. Null when that cannot be done now. */
   private still(freeze: (wire: Wire) => FrozenTcp): FrozenTcp | null {
     const { wire, backend } = this;
-    if (this.session === null || this.standing !== null || this.recovering || !wire.open) return null;
+    if (this.session === null || this.standing !== null || !wire.open) return null;
     wire.pause();
     let frozen: FrozenTcp;
     try {
@@ -457,6 +464,7 @@ export class SessionHost implements SessionIo {
       this.gone = true;
       return null;
     }
+    if (this.recovering) this.endSearch();
     this.standing = frozen;
     this.generation++;
     this.backend = null;
@@ -481,7 +489,11 @@ export class SessionHost implements SessionIo {
     replica?.recall();
     this.replica = null;
     this.replicate();
+    // The time in which it could do nothing does not count.
+    const { episode } = this;
+    if (episode !== null) this.episode = { ...episode, deadline: this.env.now() + this.env.listener.failover.wait };
     this.tell('lost');
+    if (SEARCHING.has(this.session!.state) && !this.recovering) this.recover();
     if (!this.clientHolds.queue && wire.open) wire.resume();
     return { wire, image: standing.image };
   }
@@ -575,7 +587,7 @@ export class SessionHost implements SessionIo {
     // The gateway before may have sent what waited until this one knew of it, and died before it could say so.
     if (session!.state === 'live') this.tell('proceed');
     this.tell('lost');
-    if ((session!.state === 'suspended' || session!.state === 'resolving') && this.episode === null) this.recover();
+    if (SEARCHING.has(session!.state) && this.episode === null) this.recover();
     this.tellState();
     if (key === undefined) this.replicate();
     if (!this.clientHolds.queue && wire.open) wire.resume();
@@ -888,7 +900,7 @@ export class SessionHost implements SessionIo {
       const attempts = again ? tried.attempts : 0;
       this.episode = { since: now, deadline: now + env.listener.failover.wait, attempts };
       this.keepalive ??= setInterval(() => {
-        this.session?.keepalive('outlive: waiting for a server that accepts writes');
+        if (this.standing === null) this.session?.keepalive('outlive: waiting for a server that accepts writes');
       }, env.listener.failover.keepalive);
     }
     if (this.moving === null) this.guarded(() => this.move());
@@ -907,18 +919,32 @@ export class SessionHost implements SessionIo {
     this.env.reservations.add(this.moving);
   }
 
+  /** Number of the present search. */
+  private searches = 0;
+
+  /** The session stands still: what the present search is about to find is void. */
+  private endSearch(): void {
+    const session = this.session!;
+    // Nothing of that was told to the peer, whose session waits as before.
+    if (session.state === 'restoring') session.lost();
+    this.searches++;
+    this.recovering = false;
+  }
+
   /** Finds a server, settles what is in doubt, restores the state, and hands over to the session, which repeats the unit. */
   private async search(): Promise<void> {
     const { env } = this;
     const session = this.session!;
     const codec = this.codec!;
     const { cluster, listener } = env;
+    const own = ++this.searches;
+    const over = () => session.state === 'closed' || own !== this.searches;
     /** From then on the session may be looking for yet another server, which is not this search's affair. */
     let handedOver = false;
     try {
       for (let failures = 0; ; ) {
         const episode = this.episode!;
-        if (session.state === 'closed') return;
+        if (over()) return;
         if (episode.attempts > listener.failover.attempts && session.openUnit) {
           this.tell('cannotContinue', {
             code: 'OUTLIVE_REPLAY_ATTEMPTS',
@@ -929,9 +955,9 @@ export class SessionHost implements SessionIo {
         }
         let connection: BackendConnection | null = null;
         try {
-          if (session.inDoubt) await this.settleDoubt();
+          if (session.inDoubt) await this.settleDoubt(over);
           await this.endOldBackend();
-          if ((session.state as string) === 'closed') return;
+          if (over()) return;
           const { identity, startup } = this.greeting!;
           connection = await cluster.acquire({
             identity,
@@ -940,7 +966,7 @@ export class SessionHost implements SessionIo {
             signal: this.abort.signal,
             urgent: () => this.owes,
           });
-          if ((session.state as string) === 'closed') {
+          if (over()) {
             this.discard(connection);
             return;
           }
@@ -954,14 +980,14 @@ export class SessionHost implements SessionIo {
           let { rest } = connection;
           let plan: readonly (Repetition | null)[] | null = null;
           const gathered = this.gather();
-          if (gathered !== null && (session.state as string) !== 'closed') {
+          if (gathered !== null && !over()) {
             const found = this.moving === null ? null : env.reservations.found(this.moving);
             const head = rest;
             ({ result: plan, rest } = await this.keeping(() =>
               this.exchange(wire, codec.mutables!.plan(gathered, found), head),
             ));
           }
-          if ((session.state as string) === 'closed') {
+          if (over()) {
             this.discard(connection);
             return;
           }
@@ -982,7 +1008,7 @@ export class SessionHost implements SessionIo {
           return;
         } catch (error) {
           if (connection !== null) this.discard(connection);
-          if ((session.state as string) === 'closed') return;
+          if (over()) return;
           // Nothing of it was told to the peer, whose session waits as before.
           if (session.state === 'restoring') session.lost();
           if (error instanceof LoginRefused) {
@@ -1010,7 +1036,7 @@ export class SessionHost implements SessionIo {
     } catch (error) {
       this.broken(error, 'gateway');
     } finally {
-      if (!handedOver) this.recovering = false;
+      if (!handedOver && own === this.searches) this.recovering = false;
     }
   }
 
@@ -1069,7 +1095,8 @@ export class SessionHost implements SessionIo {
   /** Where the open unit's token was taken: the last server connection. */
   private origin: BackendConnection['origin'] = null;
 
-  private async settleDoubt(): Promise<void> {
+  /** @param over true once the search for which this is done is void */
+  private async settleDoubt(over: () => boolean): Promise<void> {
     const { env } = this;
     const session = this.session!;
     const { unit } = session;
@@ -1081,7 +1108,7 @@ export class SessionHost implements SessionIo {
     else if (unit.unprovable === null && token !== null && this.origin !== null) {
       outcome = await env.cluster.resolve(token, this.origin, this.episode!.deadline);
     }
-    if (session.state === 'closed') return;
+    if (over()) return;
     env.stats.count(env.stats.outcomes, outcome);
     env.log.info({ listener: env.listener.name, outcome }, 'the outcome of an interrupted commit was asked for');
     if (outcome === 'committed') this.tell('committed');

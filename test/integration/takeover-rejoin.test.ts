@@ -24,7 +24,7 @@ describeLab('a gateway that comes back', () => {
     const { pair, lab } = place;
     const more = hold ? { pair: { holdAcknowledgements: { interface: lab.host('a').interface } } } : {};
     const gateways = await startGateways(place, { proof: 'etcd', clients: 150, ...more });
-    const clients = await connectClients(place, gateways, COUNTS, 25);
+    const clients = await connectClients(place, gateways, COUNTS, 50);
     const at = async () => (await clients.progress()).transactions;
     /** Clients are at work and not merely there. */
     const work = async () => {
@@ -37,7 +37,7 @@ describeLab('a gateway that comes back', () => {
     await gateways.a.event(({ code }) => code === 'OUTLIVE_PAIR_LOST');
     await work();
     await gateways.reboot('b');
-    await gateways.followed('a', total(COUNTS), 40_000);
+    await gateways.followed('a', total(COUNTS), 60_000);
     await work();
     expect(await gateways.counts('a')).toMatchObject({ reset: 0 });
 
@@ -49,15 +49,15 @@ describeLab('a gateway that comes back', () => {
 
     // And so once more, the other way round, with sessions that were taken over.
     await gateways.reboot('a');
-    await gateways.followed('b', total(COUNTS), 40_000);
+    await gateways.followed('b', total(COUNTS), 60_000);
     await work();
     await gateways.crash('b');
     expect(await gateways.took('a')).toMatchObject({ connections: total(COUNTS), lost: 0 });
     await work();
 
-    const report = await clients.finish();
+    const report = await clients.finish(120_000);
     expectUnharmed(report, COUNTS);
     expect(await place.verdict(report)).toMatchObject({ right: true });
     await expectAlone(place, gateways, ['b', 'a']);
-  }, 180_000);
+  }, 400_000);
 });

@@ -107,6 +107,30 @@ describeLab('a network that is cut', () => {
     expect(notInTurn(await whole(), gateways.address, owner === 'a' ? ['a'] : ['a', 'b'])).toBeNull();
   });
 
+  it('around the store while the database is gone, too: sessions that look for a server stand still, and look again', async () => {
+    const gateways = await startTakeover(place, { clients: 40, proof: 'etcd' });
+    const store = place.lab.host('etcd');
+    const crowd = await Crowd.start(place, gateways);
+    // Nobody else may go on with them.
+    await gateways.crash('b');
+    await gateways.a.event(({ code }) => code === 'OUTLIVE_PAIR_LOST');
+    await place.pair.primary.kill();
+    await eventually(async () => {
+      const { states } = (await gateways.a.status()).listeners[0];
+      return (states.suspended ?? 0) + (states.resolving ?? 0) === crowd.connections;
+    });
+    await crowd.clients.watch();
+    await store.cut();
+    await gateways.a.event(fellSilent);
+    const since = now();
+    await store.mend();
+    const serves = async () => (await gateways.a.status()).pair.addresses[0].owner === 'a';
+    await eventually(serves, { timeoutMs: 20_000 });
+    await place.pair.failover();
+    await crowd.answered(since);
+    await crowd.unharmed();
+  });
+
   it('between the gateways: without a lease and a fence nothing is taken over', async () => {
     const gateways = await startTakeover(place, { clients: 40, proof: 'command', pair: { fence: undefined } });
     const [a, b] = [gateways.host('a'), gateways.host('b')];

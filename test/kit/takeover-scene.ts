@@ -41,13 +41,16 @@ export async function pressCommits(place: PairLab, clients: ClientHost): Promise
   await pair.standby.freeze();
   await clients.press();
   // Each has reached the server and waits there for the standby.
-  await eventually(async () => {
-    if ((await clients.progress()).committing < STANDING.commit) return false;
-    const { rows } = await pair.primary.query<{ n: number }>(
-      "SELECT count(*)::int AS n FROM pg_stat_activity WHERE wait_event = 'SyncRep'",
-    );
-    return rows[0].n >= STANDING.commit;
-  });
+  await eventually(
+    async () => {
+      if ((await clients.progress()).committing < STANDING.commit) return false;
+      const { rows } = await pair.primary.query<{ n: number }>(
+        "SELECT count(*)::int AS n FROM pg_stat_activity WHERE wait_event = 'SyncRep'",
+      );
+      return rows[0].n >= STANDING.commit;
+    },
+    { timeoutMs: 30_000 },
+  );
   const { connections } = await clients.report();
   for (const one of ['waiting', 'result', 'commit'] as const) {
     expect(connections.filter(({ kind, waiting }) => kind === one && waiting)).toHaveLength(STANDING[one]);
