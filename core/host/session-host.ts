@@ -1011,13 +1011,14 @@ export class SessionHost implements SessionIo {
           if (over()) return;
           // Nothing of it was told to the peer, whose session waits as before.
           if (session.state === 'restoring') session.lost();
-          if (error instanceof LoginRefused) {
-            this.wire.end(error.outcome.bytes);
+          if (error instanceof LoginRefused && !error.outcome.transient) {
+            this.wire.end(session.amidFrame ? undefined : error.outcome.bytes);
             this.end();
             return;
           }
           if (
             env.now() >= episode.deadline ||
+            error instanceof LoginRefused ||
             (error instanceof CodedError && error.code === 'OUTLIVE_NO_WRITABLE_SERVER')
           ) {
             this.giveUpSearch();
