@@ -22,7 +22,7 @@ import {
   serverTls,
   type Wire,
 } from '../io/index.js';
-import { announce } from '../io/tcp/index.js';
+import { announce, tcpRepairUnavailable } from '../io/tcp/index.js';
 import { abandon } from '../io/tcp/standstill.js';
 import { type Admin, type Order, startAdmin } from './admin.js';
 import { VERSION } from './check.js';
@@ -406,6 +406,7 @@ class Door {
     const options: AcceptOptions = {
       highWater: limits.backlog,
       memory: this.keeping?.memory,
+      closesFirst: this.pair instanceof Pair && tcpRepairUnavailable() === null,
       onWire: (wire) => this.accept(wire),
       onError: (error) =>
         this.log.warn({ listener: this.config.name }, `a connection could not be accepted: ${error.message}`),

@@ -1,6 +1,7 @@
 import * as net from 'node:net';
 import { systemError } from './errors.js';
 import { binding, RawWire } from './raw-wire.js';
+import { closeSocket, duplicateHigh } from './tcp/libc.js';
 import type { Address, TcpHandle } from './tcp-binding.js';
 import {
   type AcceptOptions,
@@ -18,15 +19,28 @@ const { TCP, SOCKET, SERVER, ConnectRequest } = binding ?? ({} as never);
 
 /** Listens with a bare handle. @param address numeric */
 export async function listenRaw(address: string, options: ListenOptions): Promise<Listener> {
-  return start(options, (server) => {
+  const bind = (server: TcpHandle) => {
     const how = net.isIPv6(address) ? server.bind6(address, options.port, 0) : server.bind(address, options.port);
-    return [how, 'bind'];
-  });
+    return [how, 'bind'] as const;
+  };
+  if (options.closesFirst !== true) return start(options, bind);
+  const low = new TCP(SERVER);
+  try {
+    const [error, call] = bind(low);
+    if (error !== 0) throw systemError(error, call);
+    const high = duplicateHigh(low.fd);
+    return await start(options, (server) => [server.open(high), 'open']);
+  } finally {
+    low.close();
+  }
 }
 
 /** Goes on with a socket that listens already. @param fd nobody else's in this process */
 export async function listenOnRaw(fd: number, options: AcceptOptions): Promise<Listener> {
-  return start(options, (server) => [server.open(fd), 'open']);
+  if (options.closesFirst !== true) return start(options, (server) => [server.open(fd), 'open']);
+  const high = duplicateHigh(fd);
+  closeSocket(fd);
+  return start(options, (server) => [server.open(high), 'open']);
 }
 
 /** @param prepare gives the handle its socket; answers with the result and the name of the call */

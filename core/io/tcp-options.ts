@@ -3,6 +3,11 @@ import type { Wire, WireMarks, WireMemory } from './wire.js';
 /** How connections are taken from a listening socket. */
 export interface AcceptOptions extends WireMarks, WireMemory {
   readonly backlog?: number;
+  /**
+   * When this process dies, its kernel is to close the listening socket before the connections. Between the two it would answer what still comes
+   * on connections that are gone as the listening socket lets it (see `answerStrangers`). Only where Node has bare handles.
+   */
+  readonly closesFirst?: boolean;
   /** A client came. The wire is paused. */
   readonly onWire: (wire: Wire) => void;
   /** A connection could not be accepted (out of descriptors). */

@@ -1,10 +1,12 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { type AddressInfo, connect, createServer, type Server, type Socket } from 'node:net';
+import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import { allowClose, type Guard, guardUnavailable, installGuard, type RunCommand } from '../../core/io/guard.js';
 import { SOL_SOCKET, setOption } from '../../core/io/tcp/libc.js';
+import { compiled } from '../kit/gateway-process.js';
 import { namespacesUnavailable, twoHosts } from '../kit/namespaces.js';
 
 const FOUR = '10.9.1.5';
@@ -125,6 +127,40 @@ describe.skipIf(namespacesUnavailable !== null)('the guard', () => {
       await dropped('closes', closes + 1);
       expect(heard).toEqual([]);
       expect(socket.destroyed).toBe(false);
+    });
+
+    it('nor does the kernel of a process that answers strangers, to its own connections while they are being closed', async () => {
+      await install();
+      const script = `
+        const { listen } = await import('${join(compiled(), 'core/io/listen.js')}');
+        const { answerStrangers, letClose } = await import('${join(compiled(), 'core/io/tcp/standstill.js')}');
+        const wires = [];
+        const accept = (wire) => { letClose(wire); wire.write(new Uint8Array(1)); wires.push(wire); };
+        const listener = await listen({ host: '${address}', port: ${PORT}, closesFirst: true, onWire: accept });
+        answerStrangers(listener.fd, true);
+        console.log('listening');`;
+      const [program, ...args] = [...host.exec, process.execPath, '--input-type=module', '-e', script];
+      const child = spawn(program, args, { stdio: ['ignore', 'pipe', 'inherit'] });
+      children.push(child);
+      await once(child.stdout!, 'data');
+      const dialed: Awaited<ReturnType<typeof dial>>[] = [];
+      for (let count = 0; count < 100; count++) {
+        dialed.push(await dial(address));
+        await once(dialed[count].socket, 'data');
+      }
+      const died = once(child, 'exit');
+      let dead = false;
+      void died.then(() => (dead = true));
+      child.kill('SIGKILL');
+      // Each may find its connection gone and the listening socket still there.
+      while (!dead) {
+        for (const { socket } of dialed) socket.write('?');
+        await new Promise(setImmediate);
+      }
+      const { closes } = await guard!.counts();
+      for (const { socket } of dialed) socket.write('anybody?');
+      await dropped('closes', closes + 1);
+      expect(dialed.flatMap(({ heard }) => heard)).toEqual([]);
     });
 
     it('lets a FIN and a RST out that were allowed, and no other', async () => {

@@ -146,6 +146,23 @@ export function duplicate(fd: number): number {
   return check(libc().fcntl(fd, F_DUPFD_CLOEXEC, 0), 'fcntl F_DUPFD_CLOEXEC');
 }
 
+/** Far above the descriptors of connections, where so many are allowed; the kernel's table of descriptors takes 8 bytes for each. */
+const HIGH = 65_536;
+
+/**
+ * A second descriptor of the same socket with a high number, not inherited by child processes. When a process dies, Linux closes its files
+ * from the highest descriptor down (`fput` leaves each to task_work_add, and task_work_run begins with the last one, since 4.3): this one
+ * before those of connections, which get the lowest free numbers. Throws OUTLIVE_TCP_CALL_FAILED, OUTLIVE_TCP_REPAIR_UNAVAILABLE.
+ */
+export function duplicateHigh(fd: number): number {
+  for (let from = HIGH; from > 256; from /= 2) {
+    // EINVAL: more than this process may have.
+    const high = libc().fcntl(fd, F_DUPFD_CLOEXEC, from);
+    if (high >= 0) return high;
+  }
+  return duplicate(fd);
+}
+
 /** Closes a descriptor that is nobody else's. Errors do not matter: the descriptor is gone either way. */
 export function closeSocket(fd: number): void {
   libc().close(fd);
@@ -238,6 +255,8 @@ export interface TcpInfo {
   readonly received: number;
   /** Bytes in the send queue that were never sent. */
   readonly unsent: number;
+  /** What the peer said last that it would take; of a kernel before 5.4 always 0. */
+  readonly sendWindow: number;
 }
 
 export const ESTABLISHED = 1;
@@ -261,5 +280,6 @@ export function tcpInfo(fd: number): TcpInfo {
     acknowledged: Number(view.getBigUint64(120, LITTLE)),
     received: Number(view.getBigUint64(128, LITTLE)),
     unsent: view.getUint32(144, LITTLE),
+    sendWindow: view.getUint32(228, LITTLE),
   };
 }
