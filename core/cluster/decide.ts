@@ -283,7 +283,9 @@ function contactOf({ now, peer, link, timing }: Situation): Contact {
   if (peer === null) return 'unmet';
   const quiet = now - peer.heardAt;
   if (link.state === 'down' && link.why === 'left') return 'left';
-  if (quiet < timing.silence) return link.state === 'up' && peer.heardAt >= link.since ? 'linked' : 'lapsed';
+  // Whoever makes a link is there, and says how it is in a moment, however long it was away before.
+  if (link.state === 'up' && peer.heardAt < link.since) return now - link.since < timing.silence ? 'lapsed' : 'silent';
+  if (quiet < timing.silence) return link.state === 'up' ? 'linked' : 'lapsed';
   if (link.state === 'up' || link.why === 'silent') return 'silent';
   return quiet < timing.restart ? 'lapsed' : 'refused';
 }
@@ -509,10 +511,11 @@ export function decide(situation: Situation): Decision[] {
  * @returns a time on the clock of `situation.now`, later than that; Infinity when nothing depends on time
  */
 export function nextLook(situation: Situation): number {
-  const { now, peer, timing, fence, comparison, startedAt, addresses } = situation;
+  const { now, peer, link, timing, fence, comparison, startedAt, addresses } = situation;
   const heard = peer?.heardAt ?? startedAt;
   const moments = [
     heard + timing.silence,
+    link.since + timing.silence,
     heard + timing.restart,
     heard + timing.isolation,
     heard + timing.silence + timing.fenceDelay,

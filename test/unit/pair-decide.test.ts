@@ -939,9 +939,15 @@ describe('what is observed', () => {
     ['the link is up and the peer speaks', {}, 'linked'],
     ['the link is up and the peer is silent', { peer: heard(1000) }, 'silent'],
     ['the link is up, but did not speak yet', { link: { state: 'up', since: NOW - 99 } }, 'lapsed'],
+    // As after a restart of the peer's process, which says how it is in a moment.
     [
-      'the link is up, but did not speak for long',
-      { peer: heard(1000), link: { state: 'up', since: NOW - 99 } },
+      'the link is up since a moment, after a long time',
+      { peer: heard(60_000), link: { state: 'up', since: NOW - 999 } },
+      'lapsed',
+    ],
+    [
+      'the link is up for long, and did not speak',
+      { peer: heard(60_000), link: { state: 'up', since: NOW - 1000 } },
       'silent',
     ],
     ['the link went down a moment ago', { peer: heard(999), link: down('silent') }, 'lapsed'],
