@@ -604,8 +604,10 @@ export interface LeasePlugin {
   /**
    * Tries to get `key` for `owner`; null when somebody else holds it. It is renewed until it is released or lost. Rejects with a CodedError
    * when the store cannot be asked.
+   *
+   * @param heir whoever holds it under the same name is known to be dead: its term is taken on at once, under a new epoch. Default false
    */
-  acquire(key: string, owner: string): Promise<Lease | null>;
+  acquire(key: string, owner: string, heir?: boolean): Promise<Lease | null>;
   /** Who holds `key`; null when nobody does. Rejects when the store cannot be asked. */
   holder(key: string): Promise<Term | null>;
   /** Calls `changed` whenever the holder of `key` changes, until the returned function is called. */

@@ -66,7 +66,7 @@ export class EtcdLeases implements LeasePlugin {
     return new Map(kvs.map((pair) => [pair.key.subarray(start.length).toString(), readJson<Data>(pair)]));
   }
 
-  async acquire(key: string, owner: string): Promise<Lease | null> {
+  async acquire(key: string, owner: string, heir = false): Promise<Lease | null> {
     for (const lease of this.#held) {
       if (lease.key !== key || performance.now() >= lease.validUntil) continue;
       return lease.owner === owner ? lease : null;
@@ -79,7 +79,7 @@ export class EtcdLeases implements LeasePlugin {
       client.kv.txn({ success: [{ request_range: { key: term } }, { request_range: { key: epochs } }] }, options),
     );
     const [holder, last] = before.responses.map((response) => response.response_range.kvs[0]);
-    if (holder !== undefined) return null;
+    if (holder !== undefined && !(heir && this.#term(holder).term.owner === owner)) return null;
     const epoch = last === undefined ? 1 : readEpoch(last) + 1;
 
     const asked = performance.now();
@@ -92,7 +92,8 @@ export class EtcdLeases implements LeasePlugin {
         client.kv.txn(
           {
             compare: [
-              { key: term, target: 'Create', result: 'Equal', create_revision: 0 },
+              // What it is attached to from now on is the new lease: the old one ends, and nothing with it.
+              { key: term, target: 'Mod', result: 'Equal', mod_revision: holder?.mod_revision ?? 0 },
               { key: epochs, target: 'Mod', result: 'Equal', mod_revision: last?.mod_revision ?? 0 },
             ],
             success: [

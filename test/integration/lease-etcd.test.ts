@@ -76,6 +76,30 @@ describe.skipIf(etcdUnavailable !== null)('leases in etcd', () => {
     expect(mine.heard).toBeGreaterThan(performance.now() - TTL);
   });
 
+  it('is taken on by the heir of a dead owner at once, and by nobody else', async () => {
+    const [dead, heir, other] = [
+      await start(etcd.endpoints),
+      await start(etcd.endpoints),
+      await start(etcd.endpoints),
+    ];
+    const lease = (await dead.acquire('x', 'A'))!;
+    // It ends without giving it up.
+    await dead.close();
+    expect(await heir.acquire('x', 'A')).toBeNull();
+    expect(await other.acquire('x', 'B', true)).toBeNull();
+    const next = (await heir.acquire('x', 'A', true))!;
+    expect(performance.now()).toBeLessThan(lease.validUntil);
+    expect(next).toMatchObject({ owner: 'A', epoch: 2 });
+    expect(await other.holder('x')).toEqual({ owner: 'A', epoch: 2 });
+    // What the dead one had ends, and the term is still the heir's.
+    await past(() => lease.validUntil + TTL);
+    expect(await other.holder('x')).toEqual({ owner: 'A', epoch: 2 });
+    expect(next.validUntil).toBeGreaterThan(performance.now());
+    await next.release();
+    // Where nobody has it there is nothing to inherit.
+    expect(await heir.acquire('x', 'A', true)).toMatchObject({ epoch: 3 });
+  });
+
   it('is renewed from the moment of asking, and goes to somebody else no sooner than told', async () => {
     const [a, b] = [await start(etcd.endpoints), await start(etcd.endpoints)];
     const lease = (await a.acquire('x', 'A'))!;
