@@ -346,6 +346,8 @@ interface Rule {
 
 /** The peer hears this gateway and takes what it is given. */
 const accepts = ({ contact, peerDraining }: Facts) => contact === 'linked' && !peerDraining;
+/** Its connections are with a peer that was heard a moment ago, and perhaps only starts again: it is not shot for that. */
+const brief = ({ contact, place }: Facts) => contact === 'lapsed' && place === 'away';
 /** Nobody serves it, as both say. */
 const open = ({ place }: Facts) => place === 'open' || place === 'open-peer';
 
@@ -356,7 +358,7 @@ const open = ({ place }: Facts) => place === 'open' || place === 'open-peer';
 export const RULES = [
   { name: 'moving',                wish: 'moving',   when: (f) => f.moving },
   { name: 'isolated',              wish: 'isolated', when: (f) => f.isolated },
-  { name: 'operator-take',         wish: 'here',     when: (f, on) => on.operator && f.order === 'take' },
+  { name: 'operator-take',         wish: 'here',     when: (f, on) => on.operator && f.order === 'take' && !brief(f) },
   { name: 'operator-give',         wish: 'there',    when: (f, on) => on.operator && f.order === 'give' && accepts(f) },
   { name: 'draining',              wish: 'there',    when: (f, on) => on.operator && f.selfDraining && accepts(f) },
   { name: 'draining-alone',        wish: 'stay',     when: (f) => f.selfDraining },
@@ -426,7 +428,7 @@ const blind = to('none', 'no-proof');
 const unfit = to('none', 'unfit');
 const waits = to('none', 'fence-waits');
 const theirs = to('none', 'lease-theirs');
-const brief = to('none', 'lease-ending');
+const ends = to('none', 'lease-ending');
 const await_ = to('none', 'await-peer');
 const unmet = to('none', 'never-met');
 const idle = to('none', 'not-wanted');
@@ -444,14 +446,14 @@ export const ROWS = {
   /* nothing can be reached */     withdraw: { none: alone,  unfit: cut,    fence: cut,    fencing: cut,    fenced: alone,  mine: cut,   ending: late,  theirs: lost,   free: lost, unknown: lost },
   /* the peer has the right */     resign:   { none: lower,  unfit: lower,  fence: lower,  fencing: lower,  fenced: lower,  mine: lower, ending: lower, theirs: lower,  free: lower,unknown: lower },
   // It is not served here, is wanted, and
-  /* the peer has or may take it */await:    { none: await_, unfit: await_, fence: await_, fencing: await_, fenced: await_, mine: won,   ending: brief, theirs: await_, free: ask,  unknown: poll },
-  /* nobody can have it */         begin:    { none: begin,  unfit: begin,  fence: begin,  fencing: begin,  fenced: begin,  mine: won,   ending: brief, theirs: theirs, free: ask,  unknown: poll },
-  /* the peer is not heard */      claim:    { none: blind,  unfit: unfit,  fence: shoot,  fencing: waits,  fenced: shot,   mine: won,   ending: brief, theirs: theirs, free: ask,  unknown: poll },
-  /* the peer was never heard */   first:    { none: unmet,  unfit: unmet,  fence: unmet,  fencing: unmet,  fenced: shot,   mine: won,   ending: brief, theirs: theirs, free: ask,  unknown: poll },
+  /* the peer has or may take it */await:    { none: await_, unfit: await_, fence: await_, fencing: await_, fenced: await_, mine: won,   ending: ends,  theirs: await_, free: ask,  unknown: poll },
+  /* nobody can have it */         begin:    { none: begin,  unfit: begin,  fence: begin,  fencing: begin,  fenced: begin,  mine: won,   ending: ends,  theirs: theirs, free: ask,  unknown: poll },
+  /* the peer is not heard */      claim:    { none: blind,  unfit: unfit,  fence: shoot,  fencing: waits,  fenced: shot,   mine: won,   ending: ends,  theirs: theirs, free: ask,  unknown: poll },
+  /* the peer was never heard */   first:    { none: unmet,  unfit: unmet,  fence: unmet,  fencing: unmet,  fenced: shot,   mine: won,   ending: ends,  theirs: theirs, free: ask,  unknown: poll },
   // It is not served here, and
-  /* need not be */                idle:     { none: idle,   unfit: idle,   fence: idle,   fencing: idle,   fenced: idle,   mine: won,   ending: brief, theirs: idle,   free: idle, unknown: idle },
-  /* the peer shall begin */       offer:    { none: give,   unfit: give,   fence: give,   fencing: give,   fenced: give,   mine: give,  ending: brief, theirs: idle,   free: idle, unknown: idle },
-  /* somebody else shall begin */  release:  { none: idle,   unfit: idle,   fence: idle,   fencing: idle,   fenced: idle,   mine: give,  ending: brief, theirs: idle,   free: idle, unknown: idle },
+  /* need not be */                idle:     { none: idle,   unfit: idle,   fence: idle,   fencing: idle,   fenced: idle,   mine: won,   ending: ends,  theirs: idle,   free: idle, unknown: idle },
+  /* the peer shall begin */       offer:    { none: give,   unfit: give,   fence: give,   fencing: give,   fenced: give,   mine: give,  ending: ends,  theirs: idle,   free: idle, unknown: idle },
+  /* somebody else shall begin */  release:  { none: idle,   unfit: idle,   fence: idle,   fencing: idle,   fenced: idle,   mine: give,  ending: ends,  theirs: idle,   free: idle, unknown: idle },
   /* is on its way */              pause:    { none: pause,  unfit: pause,  fence: pause,  fencing: pause,  fenced: pause,  mine: pause, ending: pause, theirs: pause,  free: pause,unknown: pause },
   /* could not be */               off:      { none: off,    unfit: off,    fence: off,    fencing: off,    fenced: off,    mine: off,   ending: off,   theirs: off,    free: off,  unknown: off },
 } as const satisfies Record<string, Record<Proof, Cell>>;

@@ -153,6 +153,14 @@ describe('what a gateway does', () => {
       'operator-take',
     ],
     [
+      'an operator orders to take from a peer that was not heard for a moment',
+      { peer: heard(100, { serves: 5 }), link: down('refused'), fence: fenceCommand },
+      { order: 'take' },
+      'none',
+      'not-wanted',
+      'as-it-is',
+    ],
+    [
       'an operator vouches that the peer is off',
       { peer: heard(60_000, { serves: 5 }), fence: { configured: false, state: 'done', at: NOW - 10 } },
       {},
@@ -880,7 +888,7 @@ describe('the table, in every combination', () => {
         if (!on.processFailed) check(name !== 'peer-process-gone', 'processFailed is off');
         if (!on.unreachableBackends) check(!name.startsWith('backends'), 'unreachableBackends is off');
         if (!on.balance) check(name !== 'balance', 'balance is off');
-        if (facts.contact === 'lapsed' && facts.order === null) {
+        if (facts.contact === 'lapsed' && (facts.order === null || facts.place === 'away')) {
           check(
             wish !== 'here' || facts.place.startsWith('open') || facts.place === 'unmet',
             'a moment of silence counts',
