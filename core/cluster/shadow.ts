@@ -115,6 +115,8 @@ export class Shadow {
       this.standstill = unpack<Standstill>(bytes);
       return;
     }
+    // Nothing comes of one that stands still but when it goes on where it was.
+    this.standstill = null;
     const { session } = this;
     if (session === null) throw new Error('a record of a session whose beginning did not come');
     switch (kind) {

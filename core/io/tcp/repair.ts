@@ -238,6 +238,18 @@ export function thawInPlace(fd: number): void {
   leaveRepair(fd, REPAIR_OFF);
 }
 
+/** Lets a connection go on that a process had frozen which is dead by now; does nothing to any other. */
+export function thawIfFrozen(fd: number): void {
+  if (getOption(fd, IPPROTO_TCP, TCP_REPAIR) === REPAIR_ON) thawInPlace(fd);
+}
+
+/** Takes so many bytes from what a socket has received. @returns how many there were */
+export function skip(fd: number, length: number): number {
+  if (length <= 0) return 0;
+  const taken = libc().recv(fd, new Uint8Array(length), length, MSG_DONTWAIT);
+  return Math.max(0, taken);
+}
+
 /**
  * Makes the socket of a connection that lived elsewhere: bound to its address even if that is not here yet and something
  * listens on the same port, in repair mode, hearing and sending nothing. Throws OUTLIVE_TCP_CALL_FAILED (EADDRNOTAVAIL: the
