@@ -44,6 +44,10 @@ function on(host: Host, words: string): void {
   ip('-n', `${PREFIX}${host}`, ...words.split(' '));
 }
 
+function nft(host: Host, text: string): void {
+  ip('netns', 'exec', `${PREFIX}${host}`, 'nft', text);
+}
+
 const CLONE_NEWNET = 0x40000000;
 let setns: (fd: number, kind: number) => number;
 
@@ -312,6 +316,32 @@ describe.skipIf(why !== null)('moving TCP connections between hosts', () => {
     await moved.until(3000);
     expect(performance.now() - since).toBeLessThan(1000);
     expect(await heard).toBe('agreed');
+    expect(moved.all().equals(up)).toBe(true);
+  });
+
+  it('asks on when what the client sends again is lost, too', async () => {
+    const { client, server } = await connected(FOUR);
+    const identity = identify(fdOf(server), 0, 0);
+    crash(server);
+    const up = randomBytes(3000);
+    client.write(up);
+    const outage = 300;
+    await new Promise((resolve) => setTimeout(resolve, outage));
+    // One segment with payload arrives, so that both sides agree; those behind it do not, for a while.
+    const lossy = 'meta l4proto tcp meta length > 200 limit rate over 1/hour burst 1 packets drop';
+    nft('b', `table ip lossy { chain input { type filter hook input priority 0; ${lossy}; }; }`);
+    const image = { identity, received: 0, acknowledged: 0, unacknowledged: [], elapsed: outage };
+    const { wire, heard } = takeOver(image);
+    const moved = new Sink();
+    moved.take(wire);
+    expect(await heard).toBe('agreed');
+    // Left alone it would send again after 0.2, 0.6, 1.4, 3 and 6.2 s.
+    await new Promise((resolve) => setTimeout(resolve, 3500));
+    expect(moved.all().length).toBeLessThan(3000);
+    nft('b', 'delete table ip lossy');
+    const since = performance.now();
+    await moved.until(3000);
+    expect(performance.now() - since).toBeLessThan(1500);
     expect(moved.all().equals(up)).toBe(true);
   });
 

@@ -139,6 +139,16 @@ describe('what a client says after a takeover', () => {
     expect(judge.verdict(10 + grace, EXPECTED)).toBe('agreed');
   });
 
+  it('remembers how far the client has sent, whatever it sends again', () => {
+    const judge = new GapJudge(EXPECTED);
+    expect(judge.sent).toBe(null);
+    judge.segment(0, said(EXPECTED, 300), WRITTEN);
+    expect(judge.sent).toBe(200);
+    judge.segment(0, said(EXPECTED + 700), WRITTEN);
+    judge.segment(0, said(EXPECTED, 100), WRITTEN);
+    expect(judge.sent).toBe(600);
+  });
+
   it('an acknowledgement of what we never wrote: the client is ahead, whatever else it says', () => {
     const judge = new GapJudge(EXPECTED);
     judge.segment(0, said(EXPECTED), WRITTEN);

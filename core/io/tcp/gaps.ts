@@ -24,7 +24,7 @@ import {
   tryOption,
 } from './libc.js';
 import { nudge, openNudge } from './nudge.js';
-import { at, settle, type TcpImage } from './repair.js';
+import { at, hurry, settle, type TcpImage } from './repair.js';
 import { openReset, resetClient } from './reset.js';
 import { fdOf } from './wire.js';
 
@@ -34,14 +34,20 @@ const POLL_MS = 15;
 const BATCH = 2000;
 /** How long a client is given to say anything at all. */
 const WATCH_MS = 10_000;
+/** How long a client that is known to have sent what did not arrive yet is asked for it. */
+const ASK_MS = 60_000;
+/** How often a connection is looked at with which nothing is wrong any more. */
+const IDLE_LOOK_MS = 250;
 /** Bytes of a segment that are read: an IPv4 header and a TCP header, both with all their options. */
 const HEADERS = 120;
 /** Kernel memory for segments that wait to be looked at. */
 const BUFFER = 4 * 1024 * 1024;
 /** While no answer has come, the client is asked once a second. */
 const PROBE_SECONDS = 1;
-/** When a client that seems to lack an acknowledgement is nudged, in ms after it was first seen. */
+/** When a client that seems to lack an acknowledgement is nudged, in ms after that was first seen or its last bytes came. */
 const NUDGES_MS = [0, 50, 150, 350, 700, 1100];
+/** And from then on so often: what it sends again may be lost again, which doubles its retransmission time each time. */
+const NUDGE_AGAIN_MS = 500;
 
 /** How long a client may take to send what is missing, in milliseconds. */
 export interface Graces {
@@ -79,6 +85,7 @@ export class GapJudge {
   #heard = false;
   #ahead = false;
   #acknowledgement: number | null = null;
+  #sent: number | null = null;
 
   /** @param expected sequence number of the first byte that we do not have, when the connection was adopted */
   constructor(
@@ -86,9 +93,9 @@ export class GapJudge {
     private readonly graces: Graces = DEFAULT_GRACES,
   ) {}
 
-  /** When a client that is quiet was first seen at a later position (it may wait to send again); infinite if it was not. */
-  get quietSince(): number {
-    return this.#acknowledgementSince;
+  /** Sequence number behind the last byte that the client is known to have sent; null before it said anything. */
+  get sent(): number | null {
+    return this.#sent;
   }
 
   /** What the client acknowledged last, and so expects next; null before it said anything. */
@@ -103,6 +110,9 @@ export class GapJudge {
    */
   segment(now: number, segment: Segment, written: number): void {
     this.#acknowledgement = segment.acknowledgement;
+    // A segment without payload carries the number of what it would send next.
+    const end = (segment.sequence + segment.length) >>> 0;
+    if (this.#sent === null || liesAfter(end, this.#sent)) this.#sent = end;
     if (liesAfter(segment.acknowledgement, written)) this.#ahead = true;
     if (!liesAfter(segment.sequence, this.expected)) {
       // Bytes from the expected position on, or older ones, which the client would not repeat if later ones were acknowledged.
@@ -131,8 +141,17 @@ interface Watched {
   readonly judge: GapJudge;
   readonly since: number;
   readonly keepAlive: readonly [idle: number, interval: number];
-  nudges: number;
   decided: boolean;
+  /** Nothing that the client is known to have sent is lacking any more. */
+  complete: boolean;
+  /** Sequence number of the first byte that we do not have. */
+  next: number;
+  /** Since when it is known that the client has sent that byte; null where it is not. */
+  lackingSince: number | null;
+  nudges: number;
+  /** Its retransmission timer is limited. */
+  hurried: boolean;
+  lookAt: number;
 }
 
 /** The raw sockets of one family. */
@@ -155,7 +174,8 @@ export interface GapOptions {
 /**
  * Listens to what the clients of adopted connections send and finds those that cannot go on: the kernel of a host that
  * crashed may have acknowledged bytes that no survivor has, which the client will never send again. Raw sockets see the
- * segments; they are only open while a connection is undecided. A client that says nothing for 10 s is left alone.
+ * segments; they are only open while a connection is undecided, or lacks what its client has sent: such a client is nudged until it
+ * has sent that again. One that says nothing for 10 s is left alone.
  */
 export class GapWatch {
   readonly #options: GapOptions;
@@ -165,7 +185,7 @@ export class GapWatch {
   readonly #from = new Uint8Array(ADDRESS_SIZE);
   readonly #size = new Uint32Array(1);
   #timer: NodeJS.Timeout | null = null;
-  #undecided = 0;
+  #incomplete = 0;
 
   constructor(options: GapOptions) {
     this.#options = options;
@@ -207,14 +227,26 @@ export class GapWatch {
     const expected = at(image.identity.receiveBase, image.received);
     const judge = new GapJudge(expected, this.#options.graces);
     const key = keyOf(remote.address, remote.port, local.port);
-    this.#watched.set(key, { wire, image, judge, since: performance.now(), keepAlive, nudges: 0, decided: false });
-    this.#undecided++;
+    this.#watched.set(key, {
+      wire,
+      image,
+      judge,
+      since: performance.now(),
+      keepAlive,
+      decided: false,
+      complete: false,
+      next: expected,
+      lackingSince: null,
+      nudges: 0,
+      hurried: true,
+      lookAt: 0,
+    });
+    this.#incomplete++;
   }
 
   /** Ends everything. */
   close(): void {
-    for (const watched of this.#watched.values()) this.#settle(watched);
-    this.#watched.clear();
+    for (const key of [...this.#watched.keys()]) this.#leave(key);
     this.#deafen();
     if (this.#timer !== null) clearInterval(this.#timer);
     this.#timer = null;
@@ -234,7 +266,7 @@ export class GapWatch {
     for (const [family, { segments }] of this.#ears) this.#hear(family, segments, now);
     for (const [key, watched] of this.#watched) this.#look(key, watched, now);
     if (this.#watched.size === 0) this.close();
-    else if (this.#undecided === 0) this.#deafen();
+    else if (this.#incomplete === 0) this.#deafen();
   }
 
   #hear(family: 4 | 6, socket: number, now: number): void {
@@ -248,57 +280,102 @@ export class GapWatch {
       if (heard === null) continue;
       const address = family === 4 ? addressText(packet.subarray(12, 16)) : endpointOf(this.#from).address;
       const watched = this.#watched.get(keyOf(address, heard.remotePort, heard.localPort));
-      if (watched === undefined || watched.decided) continue;
+      if (watched === undefined || watched.complete) continue;
       const written = writtenOf(watched);
       if (written !== null) watched.judge.segment(now, heard, written);
     }
   }
 
   #look(key: string, watched: Watched, now: number): void {
-    const { wire, judge, image } = watched;
+    if (now < watched.lookAt) return;
+    const { wire, image } = watched;
     const fd = fdOf(wire);
-    if (fd < 0 || now - watched.since >= WATCH_MS) {
-      this.#settle(watched);
-      this.#watched.delete(key);
+    const age = now - watched.since;
+    if (fd < 0 || age >= (watched.lackingSince === null ? WATCH_MS : ASK_MS)) {
+      this.#leave(key);
       return;
     }
-    if (watched.decided) return;
-    const next = at(image.identity.receiveBase, image.received + tcpInfo(fd).received);
-    const verdict = judge.verdict(now, next);
-    if (verdict !== null) {
-      this.#decide(watched);
-      if (verdict === 'agreed') {
-        // It lives. One that does not read and is heard late now and then would count as dead under the limit of a restored connection.
-        settle(fd);
-        this.#options.onAgreed?.(wire);
-        return;
-      }
-      const { local, remote, family } = image.identity;
-      if (judge.acknowledgement !== null)
-        resetClient(this.#ears.get(family)!.resets, local, remote, judge.acknowledgement);
-      this.#options.onGap(wire, verdict);
-    } else if (now - judge.quietSince >= (NUDGES_MS[watched.nudges] ?? Number.POSITIVE_INFINITY)) {
-      watched.nudges++;
-      const { local, remote, family } = image.identity;
-      nudge(this.#ears.get(family)!.nudges, local, remote, next);
+    const { received, sendWindow } = tcpInfo(fd);
+    // While a client does not read, a limited timer would count it as dead after two lost answers (see RTO_MAX_MS in repair.ts).
+    this.#hurry(watched, sendWindow > 0 && age < WATCH_MS);
+    if (watched.complete) {
+      watched.lookAt = now + IDLE_LOOK_MS;
+      return;
     }
+    const next = at(image.identity.receiveBase, image.received + received);
+    if (!watched.decided) this.#judge(watched, now, next);
+    this.#ask(watched, now, next);
+    if (watched.decided && watched.lackingSince === null) this.#complete(watched);
+  }
+
+  #judge(watched: Watched, now: number, next: number): void {
+    const { wire, judge, image } = watched;
+    const verdict = judge.verdict(now, next);
+    if (verdict === null) return;
+    this.#decide(watched);
+    if (verdict === 'agreed') {
+      this.#options.onAgreed?.(wire);
+      return;
+    }
+    const { local, remote, family } = image.identity;
+    if (judge.acknowledgement !== null)
+      resetClient(this.#ears.get(family)!.resets, local, remote, judge.acknowledgement);
+    this.#options.onGap(wire, verdict);
+  }
+
+  /** Nudges a client that has sent what we lack. */
+  #ask(watched: Watched, now: number, next: number): void {
+    const { judge, image } = watched;
+    if (judge.sent === null || !liesAfter(judge.sent, next)) {
+      watched.lackingSince = null;
+      watched.next = next;
+      return;
+    }
+    if (next !== watched.next && watched.lackingSince !== null) {
+      // It goes on; the first nudge was for one that had not begun.
+      watched.lackingSince = now;
+      watched.nudges = 1;
+    }
+    watched.next = next;
+    watched.lackingSince ??= now;
+    const { nudges } = watched;
+    const last = NUDGES_MS.length - 1;
+    const due = NUDGES_MS[Math.min(nudges, last)] + Math.max(0, nudges - last) * NUDGE_AGAIN_MS;
+    if (now - watched.lackingSince < due) return;
+    watched.nudges++;
+    const { local, remote, family } = image.identity;
+    nudge(this.#ears.get(family)!.nudges, local, remote, next);
   }
 
   /** Nothing more is expected: the kernel asks the client as seldom as it did before. */
   #decide(watched: Watched): void {
     if (watched.decided) return;
     watched.decided = true;
-    this.#undecided--;
     const fd = fdOf(watched.wire);
     if (fd < 0) return;
     tryOption(fd, IPPROTO_TCP, TCP_KEEPIDLE, watched.keepAlive[0]);
     tryOption(fd, IPPROTO_TCP, TCP_KEEPINTVL, watched.keepAlive[1]);
   }
 
-  #settle(watched: Watched): void {
-    this.#decide(watched);
+  #complete(watched: Watched): void {
+    if (watched.complete) return;
+    watched.complete = true;
+    this.#incomplete--;
+  }
+
+  #hurry(watched: Watched, on: boolean): void {
+    if (watched.hurried === on) return;
+    watched.hurried = on;
     const fd = fdOf(watched.wire);
-    if (fd >= 0) settle(fd);
+    if (fd >= 0) (on ? hurry : settle)(fd);
+  }
+
+  #leave(key: string): void {
+    const watched = this.#watched.get(key)!;
+    this.#watched.delete(key);
+    this.#decide(watched);
+    this.#complete(watched);
+    this.#hurry(watched, false);
   }
 }
 

@@ -321,6 +321,11 @@ export function release({ fd, image }: RestoredTcp): void {
   }
 }
 
+/** Lets a connection that stood still repeat what is not answered as often as a restored one, until {@link settle}. */
+export function hurry(fd: number): void {
+  tryOption(fd, IPPROTO_TCP, TCP_RTO_MAX_MS, RTO_MAX_MS);
+}
+
 /** Gives a connection whose client was heard the ordinary retransmission limit. */
 export function settle(fd: number): void {
   tryOption(fd, IPPROTO_TCP, TCP_RTO_MAX_MS, RTO_MAX_DEFAULT_MS);
