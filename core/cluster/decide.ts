@@ -193,7 +193,7 @@ export type Contact = (typeof CONTACTS)[number];
  * - `here`: this gateway serves it
  * - `outranked`: so it does, but the peer serves it under a higher epoch
  * - `peer`: the peer says that it serves it
- * - `open`: the peer says that it does not serve it, nor does this gateway, and this is its home
+ * - `open`: the peer says that it does not serve it, nor does this gateway, and this is its home, or only this one has its connections
  * - `open-peer`: likewise, and this is not its home
  * - `left`: the peer left in order and did not have it
  * - `away`: not here, and the peer is not heard
@@ -243,6 +243,7 @@ export interface Facts {
   readonly peerWithoutStore: boolean;
   readonly contact: Contact;
   readonly place: Place;
+  /** It is this gateway's to begin with where nobody serves it. */
   readonly home: boolean;
   /** The time that a peer is given to come up is over. */
   readonly waited: boolean;
@@ -269,7 +270,7 @@ export function observe(situation: Situation, address: AddressSituation): Facts 
     peerWithoutStore: self.reaches.store === true && peer?.statistics.reaches.store === false,
     contact,
     place: placeOf(situation, address, contact),
-    home: address.home === self.name,
+    home: isHome(situation, address, contact),
     waited: now - situation.startedAt >= timing.start,
     proof: proofOf(situation, address),
   };
@@ -302,7 +303,23 @@ function placeOf({ self, peer }: Situation, address: AddressSituation, contact: 
   if (contact === 'left' && theirs === null) return 'left';
   if (contact !== 'linked') return 'away';
   if (theirs !== null) return 'peer';
-  return address.home === self.name ? 'open' : 'open-peer';
+  return isHome({ self, peer }, address, contact) ? 'open' : 'open-peer';
+}
+
+/**
+ * Whether this gateway is to begin with an address that nobody serves: the one that is configured, unless only the other one has connections
+ * there. Those stand still, because its lease ended; whoever else began with it would lose them.
+ */
+function isHome(
+  { self, peer }: Pick<Situation, 'self' | 'peer'>,
+  { address, home, serving }: AddressSituation,
+  contact: Contact,
+): boolean {
+  const [mine, theirs] = [self, peer?.statistics ?? null].map((one) => {
+    const found = one === null ? null : addressOf(one, address);
+    return found !== null && !found.serves && found.sessions > 0;
+  });
+  return contact === 'linked' && !serving && mine !== theirs ? mine : home === self.name;
 }
 
 function proofOf(situation: Situation, address: AddressSituation): Proof {

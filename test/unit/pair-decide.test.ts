@@ -36,12 +36,23 @@ interface Say {
   readonly backends?: Record<string, BackendReach>;
   /** Epoch under which it serves the address. */
   readonly serves?: number;
+  /** Connections that stand still there, while it does not serve it. */
+  readonly stands?: number;
 }
 
 /** Statistics of a gateway that is well. */
 function saying(name: string, say: Say = {}): Statistics {
   const addresses: Record<string, AddressStatistics> =
-    say.serves === undefined ? {} : { x: { epoch: say.serves, serves: true, sessions: 5, requestsPerSecond: 1 } };
+    say.serves === undefined && say.stands === undefined
+      ? {}
+      : {
+          x: {
+            epoch: say.serves ?? 0,
+            serves: say.serves !== undefined,
+            sessions: say.stands ?? 5,
+            requestsPerSecond: 1,
+          },
+        };
   return {
     name,
     version: '0.1.0',
@@ -107,6 +118,31 @@ describe('what a gateway does', () => {
     ['all is well, the peer serves', { peer: heard(100, { serves: 5 }) }, {}, 'none', 'not-wanted', 'as-it-is'],
     ['both have just met', {}, {}, 'take', 'nobody-serves', 'home'],
     ['both have just met, and the link went down', { link: down('silent') }, {}, 'none', 'not-wanted', 'as-it-is'],
+    ['connections stand still at the peer', { peer: heard(100, { stands: 3 }) }, {}, 'none', 'not-wanted', 'as-it-is'],
+    [
+      'they stand still here, not at home',
+      { self: saying('a', { stands: 3 }) },
+      { home: 'b' },
+      'take',
+      'nobody-serves',
+      'home',
+    ],
+    [
+      'they stand still at both',
+      { self: saying('a', { stands: 3 }), peer: heard(100, { stands: 3 }) },
+      {},
+      'take',
+      'nobody-serves',
+      'home',
+    ],
+    [
+      'connections stand still at the peer, which is silent',
+      { self: withStore, peer: heard(1000, { stands: 3 }), link: down('silent') },
+      { lease: { validUntil: null, holder: null } },
+      'ask-lease',
+      'lease-free',
+      'peer-silent',
+    ],
     ['both have just met, not at home', {}, { home: 'b' }, 'none', 'not-wanted', 'as-it-is'],
     ['the peer was never heard', { peer: null, link: down('silent') }, {}, 'none', 'never-met', 'home'],
     [
