@@ -23,7 +23,7 @@ describeLab('a gateway that comes back', () => {
   it('follows all sessions again, under load, and takes them over when the other host is lost', async () => {
     const { pair, lab } = place;
     const more = hold ? { pair: { holdAcknowledgements: { interface: lab.host('a').interface } } } : {};
-    const gateways = await startGateways(place, { proof: 'etcd', clients: 150, ...more });
+    const gateways = await startGateways(place, { proof: 'etcd', ttl: 10_000, clients: 150, ...more });
     const clients = await connectClients(place, gateways, COUNTS, 50);
     const at = async () => (await clients.progress()).transactions;
     /** Clients are at work and not merely there. */

@@ -18,6 +18,8 @@ export interface GatewayPairOptions {
   readonly clients?: number;
   /** What makes sure that a silent gateway writes no more: a lease in an etcd on a host of its own, or a command that says so. */
   readonly proof: 'etcd' | 'command';
+  /** Of the lease, in ms. Default 3000; on a loaded machine a gateway with many clients cannot always renew one so short. */
+  readonly ttl?: number;
   /** Clients, gateways and the floating address speak IPv6. */
   readonly six?: boolean;
   /** Added to the listener, to the cluster, and to the pair. */
@@ -107,7 +109,7 @@ export class GatewayPair {
 
   /** The configuration of a gateway. */
   config(name: 'a' | 'b'): object {
-    const { clients = 120, six = false, listener, cluster, pair } = this.#options;
+    const { clients = 120, six = false, ttl = 3000, listener, cluster, pair } = this.#options;
     const other = name === 'a' ? 'b' : 'a';
     const at = (host: Host) => (six ? `[${host.address6}]:${LINK}` : `${host.address}:${LINK}`);
     const front = configInFront(this.#place.pair, six ? `[::]:${PORT}` : `0.0.0.0:${PORT}`, clients);
@@ -122,7 +124,7 @@ export class GatewayPair {
         secret: { file: this.#secret },
         ...(this.#etcd === null
           ? { fence: { plugin: 'command', command: ['true'] } }
-          : { lease: { plugin: 'etcd', endpoints: this.#etcd.endpoints, ttl: 3000, prefix: '/outlive/test/' } }),
+          : { lease: { plugin: 'etcd', endpoints: this.#etcd.endpoints, ttl, prefix: '/outlive/test/' } }),
         addresses: [{ address: this.address, home: 'a', mover: { plugin: 'address-ip', interface: host.interface } }],
         ...pair,
       },
