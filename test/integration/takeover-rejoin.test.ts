@@ -18,7 +18,8 @@ const hold = ackHoldUnavailable() === null;
 const COUNTS = hold ? WORKING : STANDING;
 
 describeLab('a gateway that comes back', () => {
-  const place = usePairLab();
+  // What a dead host had stays with the servers until their kernels find out.
+  const place = usePairLab({ settings: { max_connections: '600' } });
 
   it('follows all sessions again, under load, and takes them over when the other host is lost', async () => {
     const { pair, lab } = place;
