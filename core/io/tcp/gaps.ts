@@ -288,10 +288,12 @@ export class GapWatch {
 
   #look(key: string, watched: Watched, now: number): void {
     if (now < watched.lookAt) return;
-    const { wire, image } = watched;
+    const { wire, image, judge } = watched;
     const fd = fdOf(wire);
     const age = now - watched.since;
-    if (fd < 0 || age >= (watched.lackingSince === null ? WATCH_MS : ASK_MS)) {
+    // Of one that was heard something becomes clear, however long that is to take.
+    const waits = !watched.decided && judge.acknowledgement !== null;
+    if (fd < 0 || (age >= (watched.lackingSince === null ? WATCH_MS : ASK_MS) && !waits)) {
       this.#leave(key);
       return;
     }
