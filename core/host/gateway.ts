@@ -259,6 +259,7 @@ class RunningGateway implements Gateway {
     const sessions = keeping.sessions(world, now);
     const adopt = ({ shadow, key }: KeptSession, wire: Wire) => this.doorOf(shadow.opening)!.adopt(shadow, wire, key);
     const { kept, lost } = goOnWithKept(keeping, sessions, adopt, this.log);
+    keeping.dropHolds();
     this.kept = { kept, lost: lost + keeping.unusable };
     if (kept + this.kept.lost > 0) this.log.info(this.kept, 'going on with the connections of the engine before');
   }

@@ -33,6 +33,8 @@ interface Remains {
 const LISTENER = 'listener ';
 /** What is read of clients lies in memory that the keeper holds, and a byte behind it tells that everything before is noted. */
 const MEMORY = 'memory ';
+/** What holds acknowledgements back: see {@link AckHold.descriptor}. */
+const HOLD = 'hold ';
 /** The notes of a session are told whole again after so many bytes, and not before they are some times as many as that takes. */
 const RENEW_AFTER = 64 * 1024;
 const RENEW_TIMES = 2;
@@ -54,6 +56,7 @@ export class Keeping {
   onSafe: (count: number) => void = () => {};
   private readonly claimed: Claimed[];
   private readonly remains: Remains[] = [];
+  private readonly holds: { readonly key: string; readonly fd: number }[] = [];
   /** Keys of listening sockets that are held. */
   private readonly listeners = new Set<string>();
   /** Notes of those that the engine before had. */
@@ -71,6 +74,10 @@ export class Keeping {
     this.claimed = claimed.filter(({ kind }) => kind !== 'memory');
     for (const { key, kind, fd } of claimed) {
       if (kind !== 'memory') continue;
+      if (key.startsWith(HOLD)) {
+        this.holds.push({ key, fd });
+        continue;
+      }
       const bytes = readMemory(fd, READ_SIZE + 1);
       if (bytes !== null) this.remains.push({ key, bytes: bytes.subarray(0, READ_SIZE), rest: bytes[READ_SIZE] === 1 });
       closeDescriptor(fd);
@@ -199,6 +206,19 @@ export class Keeping {
     const wire = tcp.wireOf(fd, { memory: this.memory });
     for (const bytes of unsaid) wire.write(bytes);
     return wire;
+  }
+
+  /** Keeps acknowledgements held, as far as they are, while no engine is there. @param fd see {@link AckHold.descriptor} */
+  keepHold(fd: number): void {
+    this.client.keep(HOLD + this.prefix, fd, 'memory');
+  }
+
+  /** What the engine before held back is held by this one, or need not be any more. */
+  dropHolds(): void {
+    for (const { key, fd } of this.holds.splice(0)) {
+      closeDescriptor(fd);
+      this.client.drop(key);
+    }
   }
 
   /** Lets go of a held connection: it is closed. */

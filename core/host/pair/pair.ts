@@ -238,6 +238,7 @@ export class Pair implements SessionPair {
     if (this.keeping !== null) {
       this.keptSessions = this.keeping.sessions((opening, shared) => this.world.shadowWorld(opening, shared), this.now);
       this.inherited.lost = this.keeping.unusable;
+      if (this.keptSessions.length === 0) this.keeping.dropHolds();
       this.journal.alone();
       this.shipper.linkUp();
     }
@@ -261,6 +262,7 @@ export class Pair implements SessionPair {
     if (config.holdAcknowledgements !== null) {
       // Whoever asks for it relies on it.
       this.hold = AckHold.attach(config.holdAcknowledgements.interface);
+      this.keeping?.keepHold(this.hold.descriptor);
       log.info(
         config.holdAcknowledgements,
         'acknowledgements are held until the other gateway has what they acknowledge',
@@ -783,6 +785,7 @@ export class Pair implements SessionPair {
         return this.world.adopt(shadow, wire, key);
       };
       const done = goOnWithKept(this.keeping, own, adopt, this.log);
+      if (this.keptSessions.length === 0) this.keeping.dropHolds();
       this.inherited.kept += done.kept;
       this.inherited.lost += done.lost;
       kept += done.kept;
@@ -1026,6 +1029,7 @@ export class Pair implements SessionPair {
       this.keeping!.drop(key);
     }
     this.keptSessions = this.keptSessions.filter(({ shadow }) => shadow.opening.address !== address);
+    if (this.keptSessions.length === 0) this.keeping!.dropHolds();
   }
 
   /** Leaves everything to another engine on this host. */

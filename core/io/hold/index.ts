@@ -143,8 +143,8 @@ export function ackHoldUnavailable(): string | null {
  * host. A program at the egress of an interface lowers the acknowledgement number of what leaves to a watermark that the process
  * sets for each connection, so that the peer's own kernel keeps the bytes and sends them again to whoever goes on.
  *
- * The program lives as long as its link: it is gone when the process is. Connections that go on without the process (their sockets
- * being held by another one) are then acknowledged by the kernel as ever.
+ * The program lives as long as its link: it is gone when the process is, unless another process holds the link as well. Connections that go
+ * on without the process (their sockets being held by another one) are acknowledged by the kernel as ever when it is gone.
  */
 export class AckHold {
   readonly #parts: Parts;
@@ -182,6 +182,11 @@ export class AckHold {
       parts.release();
       throw error;
     }
+  }
+
+  /** As long as somebody has a duplicate of this descriptor, acknowledgements are held where they are, also without this process. */
+  get descriptor(): number {
+    return this.#link;
   }
 
   /** How many connections are held. */
