@@ -191,7 +191,12 @@ export class Keeping {
    */
   wire({ fd, shadow }: KeptSession): Wire {
     const { kept } = shadow.opening;
-    const { consumed, written } = socketPositions(fd);
+    tcp.thawIfFrozen(fd);
+    let { consumed, written } = socketPositions(fd);
+    if (shadow.standstill !== null) {
+      // What had come until then was noted, and is still in the kernel's queue.
+      consumed += tcp.skip(fd, shadow.received - (consumed + kept!.received));
+    }
     const received = consumed + kept!.received;
     const said = written + kept!.written;
     const unsaid = shadow.saidFrom(said);
