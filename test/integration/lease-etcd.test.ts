@@ -77,11 +77,7 @@ describe.skipIf(etcdUnavailable !== null)('leases in etcd', () => {
   });
 
   it('is taken on by the heir of a dead owner at once, and by nobody else', async () => {
-    const [dead, heir, other] = [
-      await start(etcd.endpoints),
-      await start(etcd.endpoints),
-      await start(etcd.endpoints),
-    ];
+    const [dead, heir, other] = [await start(etcd.endpoints), await start(etcd.endpoints), await start(etcd.endpoints)];
     const lease = (await dead.acquire('x', 'A'))!;
     // It ends without giving it up.
     await dead.close();
