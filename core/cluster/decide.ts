@@ -1,4 +1,4 @@
-import { addressOf, type Condition, reachedClusters, type Statistics } from './statistics.js';
+import { type AddressStatistics, addressOf, type Condition, reachedClusters, type Statistics } from './statistics.js';
 
 /**
  * What a gateway does about each address of the pair, decided from what is known: a list of rules finds where the address should be (the
@@ -47,6 +47,8 @@ export interface DecisionTiming {
   readonly silence: number;
   /** A peer whose host refuses connections may be being restarted by its keeper; counts from when it was last heard. Default 1500. */
   readonly restart: number;
+  /** A process that said that another one on its host goes on with what it had, or that it goes on itself, may take so long. Default 10000. */
+  readonly resume: number;
   /** A gateway that never heard its peer leaves it so long to come up before it asks for the peer's addresses. Default 30000. */
   readonly start: number;
   /** One gateway must reach less than the other for so long: their monitors do not notice at the same time. Default 3000. */
@@ -64,6 +66,7 @@ export interface DecisionTiming {
 export const DEFAULT_TIMING: DecisionTiming = {
   silence: 1000,
   restart: 1500,
+  resume: 10_000,
   start: 30_000,
   unreachable: 3000,
   isolation: 2000,
@@ -110,6 +113,12 @@ export interface AddressSituation {
   readonly order: 'take' | 'give' | null;
   /** The load balance wants it at the peer. */
   readonly balance: boolean;
+  /** It is not served yet, and its connections are here: the process before this one served it, and a keeper held them. Not for ever. */
+  readonly resumes: boolean;
+  /** That process was about to give it to the peer, or had stopped: the peer may have it. */
+  readonly given: boolean;
+  /** Whoever had a lease under this gateway's name is dead, and its lease may be taken on. */
+  readonly heir: boolean;
   readonly lease: {
     /** Until when this gateway's own lease is valid; null when it has none. */
     readonly validUntil: number | null;
@@ -192,14 +201,27 @@ export type Contact = (typeof CONTACTS)[number];
  * Where the address is, as far as is known.
  * - `here`: this gateway serves it
  * - `outranked`: so it does, but the peer serves it under a higher epoch
+ * - `kept`: this gateway's process before served it, its connections are here, and the peer has not taken it as far as it can be heard
  * - `peer`: the peer says that it serves it
+ * - `resuming`: the peer says that it is about to go on with what its process before served
  * - `open`: the peer says that it does not serve it, nor does this gateway, and this is its home, or only this one has its connections
  * - `open-peer`: likewise, and this is not its home
  * - `left`: the peer left in order and did not have it
  * - `away`: not here, and the peer is not heard
  * - `unmet`: not here, and the peer was never heard
  */
-export const PLACES = ['here', 'outranked', 'peer', 'open', 'open-peer', 'left', 'away', 'unmet'] as const;
+export const PLACES = [
+  'here',
+  'outranked',
+  'kept',
+  'peer',
+  'resuming',
+  'open',
+  'open-peer',
+  'left',
+  'away',
+  'unmet',
+] as const;
 export type Place = (typeof PLACES)[number];
 
 /**
@@ -212,7 +234,7 @@ export type Place = (typeof PLACES)[number];
  * - `mine`: this gateway has the lease
  * - `ending`: so it does, but not for long enough any more
  * - `theirs`: somebody else has the lease
- * - `free`: nobody has the lease
+ * - `free`: nobody has the lease, or only this gateway's process before
  * - `unknown`: the store does not say
  */
 export const PROOFS = [
@@ -288,10 +310,30 @@ function contactOf({ now, peer, link, timing }: Situation): Contact {
   if (link.state === 'up' && peer.heardAt < link.since) return now - link.since < timing.silence ? 'lapsed' : 'silent';
   if (quiet < timing.silence) return link.state === 'up' ? 'linked' : 'lapsed';
   if (link.state === 'up' || link.why === 'silent') return 'silent';
-  return quiet < timing.restart ? 'lapsed' : 'refused';
+  // One that is to be followed by another process on its host has said so.
+  const resumes = Object.values(peer.statistics.addresses).some((address) => address.resumes);
+  return quiet < Math.max(timing.restart, resumes ? timing.resume : 0) ? 'lapsed' : 'refused';
 }
 
-function placeOf({ self, peer }: Situation, address: AddressSituation, contact: Contact): Place {
+/**
+ * May what the process before served be gone on with, as far as the peer is concerned? It may have taken it meanwhile. A lease store knows that;
+ * without one the peer is listened to first, unless it is not there.
+ */
+function mayResume(
+  { now, self, peer, link, timing }: Situation,
+  { given }: AddressSituation,
+  contact: Contact,
+  claim: AddressStatistics | null,
+): boolean {
+  if (self.reaches.store !== null) return true;
+  if (given) return contact === 'linked' && claim?.resumes !== true;
+  // Both died, and one of them had taken it from the other one: that both begin is the one thing that must not be.
+  if (peer !== null) return claim?.resumes !== true || self.name < peer.statistics.name;
+  return (link.state === 'down' && link.why !== 'silent') || now - link.since >= timing.silence;
+}
+
+function placeOf(situation: Situation, address: AddressSituation, contact: Contact): Place {
+  const { self, peer } = situation;
   const claim = peer === null ? null : addressOf(peer.statistics, address.address);
   const theirs = claim?.serves === true ? claim.epoch : null;
   if (address.serving) {
@@ -299,10 +341,12 @@ function placeOf({ self, peer }: Situation, address: AddressSituation, contact: 
     // Equal epochs are somebody's mistake; both must come to the same end of it.
     return theirs > address.epoch || peer!.statistics.name < self.name ? 'outranked' : 'here';
   }
+  if (address.resumes && theirs === null && mayResume(situation, address, contact, claim)) return 'kept';
   if (contact === 'unmet') return 'unmet';
   if (contact === 'left' && theirs === null) return 'left';
   if (contact !== 'linked') return 'away';
   if (theirs !== null) return 'peer';
+  if (claim?.resumes === true) return 'resuming';
   return isHome({ self, peer }, address, contact) ? 'open' : 'open-peer';
 }
 
@@ -332,7 +376,7 @@ function proofOf(situation: Situation, address: AddressSituation): Proof {
   }
   if (holder === undefined || !self.reaches.store) return 'unknown';
   // Its own name without a lease of its own: it died and is back before the lease of its former life has ended.
-  return holder === null ? 'free' : 'theirs';
+  return holder === null || (holder === self.name && address.heir) ? 'free' : 'theirs';
 }
 
 function fenceProof({ now, self, peer, fence, timing }: Situation): Proof {
@@ -375,6 +419,7 @@ const open = ({ place }: Facts) => place === 'open' || place === 'open-peer';
 export const RULES = [
   { name: 'moving',                wish: 'moving',   when: (f) => f.moving },
   { name: 'isolated',              wish: 'isolated', when: (f) => f.isolated },
+  { name: 'kept',                  wish: 'here',     when: (f) => f.place === 'kept' },
   { name: 'operator-take',         wish: 'here',     when: (f, on) => on.operator && f.order === 'take' && !brief(f) },
   { name: 'operator-give',         wish: 'there',    when: (f, on) => on.operator && f.order === 'give' && accepts(f) },
   { name: 'draining',              wish: 'there',    when: (f, on) => on.operator && f.selfDraining && accepts(f) },
@@ -414,6 +459,8 @@ export const REASONS = {
   'fence-waits': 'the fence command runs, failed a moment ago, or is left to the other gateway first',
   unfit: 'no backend is reached from here: more likely this gateway is cut off than the peer dead',
   fenced: 'the peer was fenced',
+  resumed: 'the process before served it here, and its connections are here',
+  'await-resumed': 'the peer is about to go on with what its process before served',
   'nobody-serves': 'the peer says that nobody serves it, and the right to it is here',
   'never-met': 'the peer was not heard since the start, and may serve it',
   'not-wanted': 'nothing speaks for a move',
@@ -438,6 +485,7 @@ const lower = to('stop', 'outranked');
 const won = to('take', 'lease-won');
 const shot = to('take', 'fenced');
 const begin = to('take', 'nobody-serves');
+const resume = to('take', 'resumed');
 const ask = to('ask-lease', 'lease-free');
 const poll = to('ask-lease', 'lease-unknown');
 const shoot = to('fence', 'fence-first');
@@ -447,6 +495,7 @@ const waits = to('none', 'fence-waits');
 const theirs = to('none', 'lease-theirs');
 const ends = to('none', 'lease-ending');
 const await_ = to('none', 'await-peer');
+const defer = to('none', 'await-resumed');
 const unmet = to('none', 'never-met');
 const idle = to('none', 'not-wanted');
 const pause = to('none', 'moving');
@@ -464,6 +513,7 @@ export const ROWS = {
   /* the peer has the right */     resign:   { none: lower,  unfit: lower,  fence: lower,  fencing: lower,  fenced: lower,  mine: lower, ending: lower, theirs: lower,  free: lower,unknown: lower },
   // It is not served here, is wanted, and
   /* the peer has or may take it */await:    { none: await_, unfit: await_, fence: await_, fencing: await_, fenced: await_, mine: won,   ending: ends,  theirs: await_, free: ask,  unknown: poll },
+  /* its connections are here */  resume:   { none: resume, unfit: resume, fence: resume, fencing: resume, fenced: resume, mine: won,   ending: ends,  theirs: theirs, free: ask,  unknown: poll },
   /* nobody can have it */         begin:    { none: begin,  unfit: begin,  fence: begin,  fencing: begin,  fenced: begin,  mine: won,   ending: ends,  theirs: theirs, free: ask,  unknown: poll },
   /* the peer is not heard */      claim:    { none: blind,  unfit: unfit,  fence: shoot,  fencing: waits,  fenced: shot,   mine: won,   ending: ends,  theirs: theirs, free: ask,  unknown: poll },
   /* the peer was never heard */   first:    { none: unmet,  unfit: unmet,  fence: unmet,  fencing: unmet,  fenced: shot,   mine: won,   ending: ends,  theirs: theirs, free: ask,  unknown: poll },
@@ -471,6 +521,7 @@ export const ROWS = {
   /* need not be */                idle:     { none: idle,   unfit: idle,   fence: idle,   fencing: idle,   fenced: idle,   mine: won,   ending: ends,  theirs: idle,   free: idle, unknown: idle },
   /* the peer shall begin */       offer:    { none: give,   unfit: give,   fence: give,   fencing: give,   fenced: give,   mine: give,  ending: ends,  theirs: idle,   free: idle, unknown: idle },
   /* somebody else shall begin */  release:  { none: idle,   unfit: idle,   fence: idle,   fencing: idle,   fenced: idle,   mine: give,  ending: ends,  theirs: idle,   free: idle, unknown: idle },
+  /* the peer resumes it */        defer:    { none: defer,  unfit: defer,  fence: defer,  fencing: defer,  fenced: defer,  mine: give,  ending: ends,  theirs: defer,  free: defer,unknown: defer },
   /* is on its way */              pause:    { none: pause,  unfit: pause,  fence: pause,  fencing: pause,  fenced: pause,  mine: pause, ending: pause, theirs: pause,  free: pause,unknown: pause },
   /* could not be */               off:      { none: off,    unfit: off,    fence: off,    fencing: off,    fenced: off,    mine: off,   ending: off,   theirs: off,    free: off,  unknown: off },
 } as const satisfies Record<string, Record<Proof, Cell>>;
@@ -484,11 +535,11 @@ export type RowName = keyof typeof ROWS;
  * biome-ignore format: a table is read by columns
  */
 export const TABLE: Record<Wish, Record<Place, RowName>> = {
-  here:     { here: 'serve',    outranked: 'resign', peer: 'await', open: 'begin', 'open-peer': 'await',   left: 'begin', away: 'claim', unmet: 'first' },
-  there:    { here: 'give',     outranked: 'resign', peer: 'idle',  open: 'offer', 'open-peer': 'release', left: 'idle',  away: 'idle',  unmet: 'idle'  },
-  stay:     { here: 'serve',    outranked: 'resign', peer: 'idle',  open: 'idle',  'open-peer': 'idle',    left: 'idle',  away: 'idle',  unmet: 'idle'  },
-  moving:   { here: 'serve',    outranked: 'resign', peer: 'pause', open: 'pause', 'open-peer': 'pause',   left: 'pause', away: 'pause', unmet: 'pause' },
-  isolated: { here: 'withdraw', outranked: 'resign', peer: 'off',   open: 'off',   'open-peer': 'off',     left: 'off',   away: 'off',   unmet: 'off'   },
+  here:     { here: 'serve',    outranked: 'resign', kept: 'resume', peer: 'await', resuming: 'defer', open: 'begin', 'open-peer': 'await',   left: 'begin', away: 'claim', unmet: 'first' },
+  there:    { here: 'give',     outranked: 'resign', kept: 'idle',   peer: 'idle',  resuming: 'defer', open: 'offer', 'open-peer': 'release', left: 'idle',  away: 'idle',  unmet: 'idle'  },
+  stay:     { here: 'serve',    outranked: 'resign', kept: 'idle',   peer: 'idle',  resuming: 'defer', open: 'idle',  'open-peer': 'idle',    left: 'idle',  away: 'idle',  unmet: 'idle'  },
+  moving:   { here: 'serve',    outranked: 'resign', kept: 'pause',  peer: 'pause', resuming: 'pause', open: 'pause', 'open-peer': 'pause',   left: 'pause', away: 'pause', unmet: 'pause' },
+  isolated: { here: 'withdraw', outranked: 'resign', kept: 'off',    peer: 'off',   resuming: 'off',   open: 'off',   'open-peer': 'off',     left: 'off',   away: 'off',   unmet: 'off'   },
 };
 
 /** What to do about an address, and why. */
@@ -536,6 +587,7 @@ export function nextLook(situation: Situation): number {
     heard + timing.silence,
     link.since + timing.silence,
     heard + timing.restart,
+    heard + timing.resume,
     heard + timing.isolation,
     heard + timing.silence + timing.fenceDelay,
     fence.at + timing.fenceRetry,

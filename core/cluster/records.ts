@@ -31,6 +31,8 @@ export const RECORD = {
   mention: 11,
   /** It is not any more. */
   unmention: 12,
+  /** The highest epoch that is known of an address: {@link Epoch}. For the next process on this host only; the session is 0. */
+  epoch: 13,
 } as const;
 
 /** One end of a connection. */
@@ -44,6 +46,12 @@ export interface Mention {
   /** The gateway's end; the address is one that moves. */
   readonly local: End;
   readonly remote: End;
+}
+
+/** The epoch of an address. */
+export interface Epoch {
+  readonly address: string;
+  readonly epoch: number;
 }
 
 /** What does not change in the life of a session. */
@@ -133,12 +141,14 @@ export interface Facts {
 }
 
 /** Plain data as bytes. Maps, sets, big integers and shared references survive. */
-export function pack(value: Opening | Snapshot | Standstill | Call | Facts | Mention): Uint8Array {
+export function pack(value: Opening | Snapshot | Standstill | Call | Epoch | Facts | Mention): Uint8Array {
   return serialize(value);
 }
 
 /** The data that {@link pack} made bytes of. Throws when they are something else. */
-export function unpack<T extends Opening | Snapshot | Standstill | Call | Facts | Mention>(bytes: Uint8Array): T {
+export function unpack<T extends Opening | Snapshot | Standstill | Call | Epoch | Facts | Mention>(
+  bytes: Uint8Array,
+): T {
   return deserialize(bytes) as T;
 }
 

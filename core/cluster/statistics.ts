@@ -22,6 +22,8 @@ export interface AddressStatistics {
   readonly epoch: number;
   /** It holds the address; true from the moment when it begins to take it until it has let go of it. */
   readonly serves: boolean;
+  /** What held it, this process or the one before, is gone or about to go, and the next one on the same host goes on with its connections. */
+  readonly resumes: boolean;
   /** Client sessions on this address; 0 when it does not serve. */
   readonly sessions: number;
   /** Requests of these sessions, smoothed over some seconds. */
@@ -93,7 +95,13 @@ const SHAPE = z.strictObject({
   incarnation: name,
   sentAt: amount,
   addresses: table(
-    z.strictObject({ epoch: count, serves: z.boolean(), sessions: count, requestsPerSecond: amount }),
+    z.strictObject({
+      epoch: count,
+      serves: z.boolean(),
+      resumes: z.boolean(),
+      sessions: count,
+      requestsPerSecond: amount,
+    }),
     MOST_ADDRESSES,
   ),
   clients: count,

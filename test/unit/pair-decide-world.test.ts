@@ -27,6 +27,8 @@ const TTL = 3000;
 const BEAT = 200;
 /** How long what is sent is on its way at most. */
 const DELAY = 150;
+/** As `Pair` has it. */
+const RESUME = 10_000;
 
 interface Grant {
   readonly kind: 'grant';
@@ -47,6 +49,14 @@ class Gateway {
   power = true;
   /** What it says arrives at the other one. */
   sends = true;
+  /** A keeper has the connections of the process before, and that one served them. */
+  kept = false;
+  /** It was being given away. */
+  given = false;
+  /** Nobody else has its name: the process before is dead. */
+  heir = false;
+  /** The keeper starts a process again at. */
+  restartAt: number | null = null;
 
   serving = false;
   epoch = 0;
@@ -80,11 +90,31 @@ class Gateway {
     this.up = false;
     this.frozen = false;
     this.serving = false;
+    this.kept = false;
+    this.given = false;
+    this.restartAt = null;
+  }
+
+  /** The process dies, and its keeper starts another one. */
+  crash(at: number): void {
+    const given = this.given || this.movingSince !== null;
+    const kept = this.kept || this.serving || given;
+    this.die();
+    Object.assign(this, { kept, given });
+    this.restartAt = at;
+  }
+
+  resumes(now: number): boolean {
+    if (!this.kept || this.serving) return false;
+    return this.proofs !== 'store' || (this.store && now - this.startedAt < RESUME);
   }
 
   start(now: number): void {
     const { name, proofs, store, backends, power, sends } = this;
-    Object.assign(this, new Gateway(name, proofs), { store, backends, power, sends, startedAt: now, inbox: [] });
+    const { kept, given } = this;
+    const heir = this.restartAt !== null;
+    const fresh = new Gateway(name, proofs);
+    Object.assign(this, fresh, { store, backends, power, sends, kept, given, heir, startedAt: now, inbox: [] });
   }
 
   statistics(now: number): Statistics {
@@ -93,7 +123,9 @@ class Gateway {
       version: '0.1.0',
       incarnation: `${this.name}${this.startedAt}`,
       sentAt: now,
-      addresses: { x: { epoch: this.epoch, serves: this.serving, sessions: 0, requestsPerSecond: 0 } },
+      addresses: {
+        x: { epoch: this.epoch, serves: this.serving, resumes: this.resumes(now), sessions: 0, requestsPerSecond: 0 },
+      },
       clients: 0,
       shadows: { total: 0, adoptable: 0 },
       reaches: {
@@ -182,6 +214,7 @@ class World {
 
   #turn(gateway: Gateway): void {
     const { now } = this;
+    if (gateway.restartAt !== null && now >= gateway.restartAt) gateway.start(now);
     if (!gateway.up || gateway.frozen) return;
     this.#renew(gateway);
     this.#connect(gateway);
@@ -216,6 +249,9 @@ class World {
       moving: gateway.movingSince !== null || gateway.fence.state === 'running',
       order: gateway.order,
       balance: false,
+      resumes: gateway.resumes(this.now),
+      given: gateway.given,
+      heir: gateway.heir,
       lease: { validUntil: gateway.lease?.validUntil ?? null, holder: gateway.store ? holder : undefined },
     };
   }
@@ -252,6 +288,8 @@ class World {
       const { message } = gateway.inbox.shift()!;
       if (message.kind === 'beat') {
         gateway.peer = { statistics: message.statistics, heardAt: this.now };
+        const { serves, resumes } = message.statistics.addresses.x;
+        if (serves || (resumes && gateway.given)) gateway.kept = gateway.given = false;
       } else if (message.kind === 'goodbye') {
         gateway.link = { state: 'down', since: this.now, why: 'left' };
         gateway.inbox.length = 0;
@@ -261,6 +299,7 @@ class World {
         if (!this.#ask(gateway)) this.#send(gateway, { kind: 'refused' });
       } else if (!gateway.serving) {
         gateway.serving = true;
+        gateway.kept = gateway.given = false;
         gateway.epoch = message.epoch;
       }
     }
@@ -284,7 +323,10 @@ class World {
   }
 
   #ask(gateway: Gateway): boolean {
-    if (!gateway.store || (this.held !== null && this.held.until > this.now)) return false;
+    const { held } = this;
+    const inherited = gateway.heir && held?.owner === gateway.name;
+    if (!gateway.store || (held !== null && held.until > this.now && !inherited)) return false;
+    gateway.heir = false;
     this.held = { owner: gateway.name, epoch: ++this.counter, until: this.now + TTL };
     gateway.lease = { validUntil: this.now + TTL };
     return true;
@@ -295,6 +337,7 @@ class World {
     switch (action) {
       case 'take':
         gateway.serving = true;
+        gateway.kept = gateway.given = false;
         gateway.epoch = this.proofs === 'store' ? this.held!.epoch : known + 1;
         gateway.order = null;
         break;
@@ -346,7 +389,7 @@ describe('one owner', () => {
         // Something happens about every second.
         if (random.below(20) !== 0) return;
         const gateway = random.one([world.a, world.b]);
-        switch (random.below(11)) {
+        switch (random.below(13)) {
           case 0:
           case 1:
             gateway.sends = !gateway.sends;
@@ -374,6 +417,10 @@ describe('one owner', () => {
             if (!gateway.up) gateway.start(world.now);
             else if (gateway.draining && !gateway.serving) world.leave(gateway);
             else gateway.order = random.one(['take', 'give'] as const);
+            break;
+          case 10:
+          case 11:
+            if (gateway.up) gateway.crash(world.now + 200 + random.below(3000));
             break;
           default:
             gateway.draining = !gateway.draining;
@@ -437,6 +484,51 @@ describe('one owner', () => {
     expect(world.owners.at(-1)).toMatchObject({ owner: 'b', epoch: 2 });
     expect(world.owners.at(-1)!.at - death).toBeLessThanOrEqual(TTL + 2 * STEP);
   });
+
+  it.each(['nothing', 'store', 'fence'] as const)(
+    'when its keeper starts the owner again in time, proved by %s: the owner, wherever it is at home',
+    (proofs) => {
+      for (const owner of ['a', 'b'] as const) {
+        const world = begun(proofs);
+        if (owner === 'b') {
+          world.a.order = 'give';
+          world.run(2000);
+        }
+        for (let crash = 0; crash < 5; crash++) {
+          world[owner].crash(world.now + 1000);
+          world.run(4000);
+          expect(world.owners.at(-1)!.owner).toBe(owner);
+        }
+        expect(new Set(world.owners.slice(owner === 'a' ? 0 : 3).map((each) => each.owner))).toEqual(
+          new Set([null, owner]),
+        );
+        expect(world.shots).toEqual([]);
+      }
+    },
+  );
+
+  it.each(['store', 'fence'] as const)(
+    'when its keeper starts the owner again too late, proved by %s: the other one',
+    (proofs) => {
+      const world = begun(proofs);
+      world.a.crash(world.now + 10_000);
+      world.run(15_000);
+      expect(world.owners.at(-1)!.owner).toBe('b');
+      expect(world.a).toMatchObject({ kept: false, serving: false });
+    },
+  );
+
+  it.each(['nothing', 'store', 'fence'] as const)(
+    'when its keeper starts the owner again and nobody else is there, proved by %s: the owner',
+    (proofs) => {
+      const world = begun(proofs);
+      world.b.die();
+      world.run(5000);
+      world.a.crash(world.now + 500);
+      world.run(2500);
+      expect(world.owners.at(-1)!.owner).toBe('a');
+    },
+  );
 
   it('when the owner sleeps and wakes up: it does not write any more', () => {
     const world = begun('store');

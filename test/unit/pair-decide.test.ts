@@ -38,17 +38,19 @@ interface Say {
   readonly serves?: number;
   /** Connections that stand still there, while it does not serve it. */
   readonly stands?: number;
+  readonly resumes?: boolean;
 }
 
 /** Statistics of a gateway that is well. */
 function saying(name: string, say: Say = {}): Statistics {
   const addresses: Record<string, AddressStatistics> =
-    say.serves === undefined && say.stands === undefined
+    say.serves === undefined && say.stands === undefined && !say.resumes
       ? {}
       : {
           x: {
             epoch: say.serves ?? 0,
             serves: say.serves !== undefined,
+            resumes: say.resumes ?? false,
             sessions: say.stands ?? 5,
             requestsPerSecond: 1,
           },
@@ -76,6 +78,9 @@ const address = (over: Partial<AddressSituation> = {}): AddressSituation => ({
   moving: false,
   order: null,
   balance: false,
+  resumes: false,
+  given: false,
+  heir: false,
   lease: { validUntil: null, holder: undefined },
   ...over,
 });
@@ -730,6 +735,114 @@ describe('what a gateway does', () => {
       'draining',
     ],
 
+    // A keeper held what the process before served.
+    [
+      'its connections are here, it was being given to the peer',
+      { peer: heard(100) },
+      { home: 'b', resumes: true, given: true },
+      'take',
+      'resumed',
+      'kept',
+    ],
+    [
+      'its connections are here, it was being given to the peer, which is gone',
+      { peer: null, link: down('refused'), fence: fenceCommand },
+      { home: 'b', resumes: true, given: true },
+      'none',
+      'never-met',
+      'peer-never-came',
+    ],
+    [
+      'its connections are here, it was being given to the peer, which resumes it',
+      { peer: heard(100, { resumes: true }) },
+      { home: 'b', resumes: true, given: true },
+      'none',
+      'await-resumed',
+      'as-it-is',
+    ],
+    ['its connections are here', {}, { home: 'b', resumes: true }, 'take', 'resumed', 'kept'],
+    [
+      'its connections are here, it drains',
+      { self: saying('a', { draining: true }) },
+      { resumes: true },
+      'take',
+      'resumed',
+      'kept',
+    ],
+    [
+      'its connections are here, the peer has it',
+      { peer: heard(100, { serves: 5 }) },
+      { resumes: true },
+      'none',
+      'not-wanted',
+      'as-it-is',
+    ],
+    [
+      'its connections are here, the peer was not heard yet',
+      { peer: null, startedAt: NOW - 999, link: { state: 'up', since: NOW - 10 } },
+      { home: 'b', resumes: true },
+      'none',
+      'not-wanted',
+      'as-it-is',
+    ],
+    [
+      'its connections are here, the peer is not heard',
+      { peer: null, startedAt: NOW - 1000, link: down('silent') },
+      { home: 'b', resumes: true },
+      'take',
+      'resumed',
+      'kept',
+    ],
+    [
+      'its connections are here, the process of the peer is gone',
+      { peer: null, startedAt: NOW - 10, link: down('refused'), fence: fenceCommand },
+      { home: 'b', resumes: true },
+      'take',
+      'resumed',
+      'kept',
+    ],
+    [
+      'its connections are here, and its lease',
+      { self: withStore, peer: null, startedAt: NOW - 10 },
+      { home: 'b', resumes: true, heir: true, lease: { validUntil: null, holder: 'a' } },
+      'ask-lease',
+      'lease-free',
+      'kept',
+    ],
+    [
+      'its connections are here, the lease is elsewhere',
+      { self: withStore, peer: null, startedAt: NOW - 10 },
+      { home: 'b', resumes: true, heir: true, lease: { validUntil: null, holder: 'b' } },
+      'none',
+      'lease-theirs',
+      'kept',
+    ],
+    ['the peer resumes it', { peer: heard(100, { resumes: true }) }, {}, 'none', 'await-resumed', 'as-it-is'],
+    [
+      'the peer resumes it, ordered here',
+      { peer: heard(100, { resumes: true }) },
+      { order: 'take' },
+      'none',
+      'await-resumed',
+      'operator-take',
+    ],
+    [
+      'the peer resumes it, the lease is here',
+      { self: withStore, peer: heard(100, { resumes: true, store: true }) },
+      { lease: leaseFor(2500) },
+      'yield',
+      'planned',
+      'as-it-is',
+    ],
+    [
+      'the peer was about to resume it, and is silent',
+      { peer: heard(1000, { resumes: true }), fence: fenceCommand },
+      {},
+      'fence',
+      'fence-first',
+      'peer-silent',
+    ],
+
     // Cut off from everything.
     [
       'isolated, with a lease',
@@ -890,13 +1003,14 @@ describe('the table, in every combination', () => {
         if (place === 'outranked') expect(action, where).toBe('stop');
         // Without a proof nothing is taken from one that may serve.
         if (action === 'take' && proof !== 'mine' && proof !== 'fenced')
-          expect(['open', 'left'], where).toContain(place);
-        if (action === 'take' && proof === 'fenced') expect(['open', 'left', 'away', 'unmet'], where).toContain(place);
+          expect(['kept', 'open', 'left'], where).toContain(place);
+        if (action === 'take' && proof === 'fenced')
+          expect(['kept', 'open', 'left', 'away', 'unmet'], where).toContain(place);
         // Shots are for the silent only, and only where they can hit.
         if (action === 'fence') expect([place, proof], where).toEqual(['away', 'fence']);
         if (action === 'ask-lease') expect(['free', 'unknown'], where).toContain(proof);
         // Planned moves go to one that hears.
-        if (action === 'yield') expect(['here', 'open', 'open-peer'], where).toContain(place);
+        if (action === 'yield') expect(['here', 'resuming', 'open', 'open-peer'], where).toContain(place);
         // Nothing happens to what is on its way, but for the law.
         if (wish === 'moving') expect(['keep', 'stop', 'none'], where).toContain(action);
       }
@@ -916,7 +1030,11 @@ describe('the table, in every combination', () => {
           wish !== 'there' || (facts.contact === 'linked' && !facts.peerDraining),
           'gives to one that does not take',
         );
-        check(wish !== 'here' || !facts.selfDraining || facts.order === 'take', 'takes while it drains');
+        check(
+          // What is not served cannot be given: it is gone on with first.
+          wish !== 'here' || !facts.selfDraining || facts.order === 'take' || facts.place === 'kept',
+          'takes while it drains',
+        );
         check(!facts.moving || wish === 'moving', 'does something to what moves');
         check(facts.moving || !facts.isolated || wish === 'isolated', 'does something while it is cut off');
         if (!on.operator) check(!/operator|^draining$|peer-(draining|left)/.test(name), 'operator is off');
@@ -926,7 +1044,7 @@ describe('the table, in every combination', () => {
         if (!on.balance) check(name !== 'balance', 'balance is off');
         if (facts.contact === 'lapsed' && (facts.order === null || facts.place === 'away')) {
           check(
-            wish !== 'here' || facts.place.startsWith('open') || facts.place === 'unmet',
+            wish !== 'here' || facts.place.startsWith('open') || facts.place === 'unmet' || facts.place === 'kept',
             'a moment of silence counts',
           );
         }
@@ -946,6 +1064,7 @@ describe('the table, in every combination', () => {
       { serves: 6 },
       { serves: 5, draining: true },
       { serves: 5, backends: cutOff },
+      { resumes: true },
     ];
     for (const a of states) {
       for (const b of states) {
@@ -962,7 +1081,13 @@ describe('the table, in every combination', () => {
             const [one, two] = [saying('a', a), saying('b', b)];
             const side = (self: Statistics, peer: Statistics, say: Say, order: 'take' | 'give' | null) => {
               const comparison = compareReach(0, self, peer, null);
-              const is = address({ home, order, serving: say.serves !== undefined, epoch: say.serves ?? 0 });
+              const is = address({
+                home,
+                order,
+                serving: say.serves !== undefined,
+                epoch: say.serves ?? 0,
+                resumes: say.resumes ?? false,
+              });
               return decide(
                 situation({ self, peer: { statistics: peer, heardAt: NOW }, comparison, addresses: [is] }),
               )[0].action;
@@ -997,6 +1122,16 @@ describe('what is observed', () => {
     ['the link went down a moment ago', { peer: heard(999), link: down('silent') }, 'lapsed'],
     ['the link is down', { peer: heard(1000), link: down('silent') }, 'silent'],
     ['the host refuses since a moment', { peer: heard(1499), link: down('refused') }, 'lapsed'],
+    [
+      'the host refuses, another process was to go on',
+      { peer: heard(9999, { resumes: true }), link: down('refused') },
+      'lapsed',
+    ],
+    [
+      'the host refuses for long, another process was to go on',
+      { peer: heard(10_000, { resumes: true }), link: down('refused') },
+      'refused',
+    ],
     ['the host refuses', { peer: heard(1500), link: down('refused') }, 'refused'],
     ['the peer left', { peer: heard(1), link: down('left') }, 'left'],
     ['the peer left long ago', { peer: heard(60_000), link: down('left') }, 'left'],

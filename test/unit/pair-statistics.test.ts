@@ -14,7 +14,7 @@ const whole: Statistics = {
   version: '0.1.0',
   incarnation: '5f3c',
   sentAt: 12_345.678,
-  addresses: { '10.0.0.1': { epoch: 7, serves: true, sessions: 3, requestsPerSecond: 12.5 } },
+  addresses: { '10.0.0.1': { epoch: 7, serves: true, resumes: false, sessions: 3, requestsPerSecond: 12.5 } },
   clients: 3,
   shadows: { total: 2, adoptable: 1 },
   reaches: {
@@ -63,7 +63,7 @@ describe('statistics from the peer', () => {
 
   const entries = (count: number, value: unknown) =>
     Object.fromEntries(Array.from({ length: count }, (_, i) => [`n${i}`, value]));
-  const address = { epoch: 1, serves: false, sessions: 0, requestsPerSecond: 0 };
+  const address = { epoch: 1, serves: false, resumes: false, sessions: 0, requestsPerSecond: 0 };
 
   it.each<[what: string, place: string, value: unknown, named?: string]>([
     ['a missing field', 'draining', undefined],

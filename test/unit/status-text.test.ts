@@ -7,7 +7,7 @@ const A: Statistics = {
   version: '0.1.0',
   incarnation: 'i1',
   sentAt: 1,
-  addresses: { '10.0.0.1': { epoch: 7, serves: true, sessions: 100, requestsPerSecond: 1234 } },
+  addresses: { '10.0.0.1': { epoch: 7, serves: true, resumes: false, sessions: 100, requestsPerSecond: 1234 } },
   clients: 100,
   shadows: { total: 0, adoptable: 0 },
   reaches: { peer: true, backends: { 'main/db1': 'ok', 'main/db2': 'read-only' }, store: true },

@@ -28,6 +28,8 @@ export class PairAddress {
   /** Who has the lease; undefined while the store was not asked or does not answer. */
   holder: string | null | undefined = undefined;
   asking = false;
+  /** Whoever had a lease under this gateway's name is dead: its process before, by the keeper's word. */
+  heir = false;
   /** All its connections stand still: one that comes now would be left behind. */
   standing = false;
   private newcomers = true;

@@ -1,4 +1,4 @@
-import { type Facts, type Opening, RECORD, unpack } from '../../cluster/records.js';
+import { type Epoch, type Facts, type Opening, pack, RECORD, unpack } from '../../cluster/records.js';
 import type { Shadow } from '../../cluster/shadow.js';
 import { CodedError, type Log } from '../../contract/index.js';
 import { READ_SIZE, type Wire } from '../../io/index.js';
@@ -48,7 +48,8 @@ const RETRY_MS = 2;
  */
 export class Keeping {
   private readonly openings = new Map<number, Kept>();
-  private readonly facts = new Map<string, Uint8Array>();
+  /** What is noted of no session, by what it is about. */
+  private readonly general = new Map<string, Uint8Array>();
   private home: string | null = null;
   private scheduled = false;
   private appended = 0;
@@ -71,6 +72,7 @@ export class Keeping {
     private readonly prefix: string,
     private readonly log: Log,
   ) {
+    this.succeeds = claimed.length > 0;
     this.claimed = claimed.filter(({ kind }) => kind !== 'memory');
     for (const { key, kind, fd } of claimed) {
       if (kind !== 'memory') continue;
@@ -118,6 +120,9 @@ export class Keeping {
     return this.client.open;
   }
 
+  /** There was an engine before this one, and it is dead or has handed over: the keeper gives nothing away before. */
+  readonly succeeds: boolean;
+
   // ------------------------------------------------------------------------------------------- what the engine before had
 
   /** The listening socket of a listener; null when it was not held. The caller's from now on. */
@@ -135,12 +140,17 @@ export class Keeping {
     const found: KeptSession[] = [];
     const follower = new Follower(world, this.log, now);
     const facts = this.claimed.filter(({ kind }) => kind === 'listener').map(({ notes }) => notes);
-    for (const notes of [...this.learnt.splice(0), ...facts]) replay(follower, 0, notes);
+    const take = (kind: number, bytes: Uint8Array) => {
+      this.remember(kind, bytes);
+      follower.record(kind, 0, bytes);
+    };
+    for (const notes of [...this.learnt.splice(0), ...facts]) replay(notes, take);
     let session = 0;
     for (const { key, kind, fd, notes, complete } of this.claimed) {
       if (kind !== 'client') continue;
       session++;
-      const shadow = complete && replay(follower, session, notes) ? follower.shadows.get(session) : undefined;
+      const take = (record: number, bytes: Uint8Array) => follower.record(record, session, bytes);
+      const shadow = complete && replay(notes, take) ? follower.shadows.get(session) : undefined;
       if (shadow?.session != null) {
         if (this.stays({ key, fd, shadow })) found.push({ key, fd, shadow });
         continue;
@@ -324,9 +334,36 @@ export class Keeping {
   }
 
   private noteFacts(bytes: Uint8Array): void {
-    const { cluster, database } = unpack<Facts>(bytes);
-    this.facts.set(`${cluster}\0${database}`, frame(RECORD.facts, bytes));
-    if (this.home !== null) this.write(this.home, Buffer.concat([...this.facts.values()]), true);
+    this.noteGeneral(subjectOf(unpack<Facts>(bytes)), frame(RECORD.facts, bytes));
+  }
+
+  /** Notes the highest epoch that is known of an address. */
+  noteEpoch(address: string, epoch: number): void {
+    if (epoch <= this.epochOf(address)) return;
+    this.epochs.set(address, epoch);
+    this.noteGeneral(address, frame(RECORD.epoch, pack({ address, epoch })));
+    this.client.flush();
+  }
+
+  private noteGeneral(about: string, note: Uint8Array): void {
+    this.general.set(about, note);
+    if (this.home !== null) this.write(this.home, Buffer.concat([...this.general.values()]), true);
+  }
+
+  /** The highest epoch of an address that was noted, by engines before too; 0 for none. Only after {@link sessions}. */
+  epochOf(address: string): number {
+    return this.epochs.get(address) ?? 0;
+  }
+
+  private readonly epochs = new Map<string, number>();
+
+  /** What is noted of no session replaces all that was noted before: what is not noted anew yet stays with it. */
+  private remember(kind: number, bytes: Uint8Array): void {
+    if (kind === RECORD.facts) this.general.set(subjectOf(unpack<Facts>(bytes)), frame(kind, bytes));
+    if (kind !== RECORD.epoch) return;
+    const { address, epoch } = unpack<Epoch>(bytes);
+    this.epochs.set(address, Math.max(epoch, this.epochOf(address)));
+    this.general.set(address, frame(kind, bytes));
   }
 
   private flush(): void {
@@ -364,6 +401,10 @@ const NONE = { bytes: 0, whole: 0 };
 const NOTHING = new Uint8Array(0);
 const HEAD = 5;
 
+function subjectOf({ cluster, database }: Facts): string {
+  return `${cluster}\0${database}`;
+}
+
 /** A record as a note: u8 kind, u32 length, bytes. Notes of one key are one stream. */
 function frame(kind: number, bytes: Uint8Array): Uint8Array {
   const note = Buffer.allocUnsafe(HEAD + bytes.length);
@@ -374,12 +415,12 @@ function frame(kind: number, bytes: Uint8Array): Uint8Array {
 }
 
 /** @returns false when the end of them is missing: the engine died while it wrote them */
-function replay(follower: Follower, session: number, notes: readonly Uint8Array[]): boolean {
+function replay(notes: readonly Uint8Array[], take: (kind: number, bytes: Uint8Array) => void): boolean {
   const all = Buffer.concat(notes);
   for (let at = 0; at < all.length; ) {
     const end = at + HEAD <= all.length ? at + HEAD + all.readUInt32BE(at + 1) : Number.POSITIVE_INFINITY;
     if (end > all.length) return false;
-    follower.record(all[at], session, all.subarray(at + HEAD, end));
+    take(all[at], all.subarray(at + HEAD, end));
     at = end;
   }
   return true;

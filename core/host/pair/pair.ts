@@ -208,7 +208,10 @@ export class Pair implements SessionPair {
             },
       cluster: config.addresses.map(({ address }) => address).join(','),
       incarnation: this.incarnation,
-      epoch: () => Math.max(0, ...this.addresses.map(({ epoch }) => epoch)),
+      epoch: () => {
+        this.noteEpochs();
+        return Math.max(0, ...this.addresses.map(({ epoch }) => epoch));
+      },
       beatMs: config.beat,
       silenceMs: config.silence,
       backlogLimit: config.backlog,
@@ -238,10 +241,15 @@ export class Pair implements SessionPair {
     if (this.keeping !== null) {
       this.keptSessions = this.keeping.sessions((opening, shared) => this.world.shadowWorld(opening, shared), this.now);
       this.inherited.lost = this.keeping.unusable;
+      for (const one of this.addresses) {
+        one.heir = this.keeping.succeeds;
+        one.epoch = this.keeping.epochOf(one.address);
+      }
       if (this.keptSessions.length === 0) this.keeping.dropHolds();
       this.journal.alone();
       this.shipper.linkUp();
     }
+    this.linkState = { state: 'down', since: this.now(), why: 'silent' };
     await this.link.start();
     await this.plugins.lease?.join(this.config.name, { incarnation: this.incarnation });
     for (const { address } of this.addresses) {
@@ -479,7 +487,7 @@ export class Pair implements SessionPair {
       // What it serves under stays as it is: the greater one of the peer's will tell it to stop.
       if (theirs !== undefined && !one.serving) one.epoch = Math.max(one.epoch, theirs.epoch);
       void this.settleGrant(one);
-      if (theirs?.serves === true && this.keptSessions.length > 0) this.dropKept(one.address);
+      if (theirs?.serves === true || (theirs?.resumes === true && this.given(one))) this.dropKept(one);
       if (theirs?.serves === true) this.letGo(one);
     }
     this.look();
@@ -503,8 +511,10 @@ export class Pair implements SessionPair {
       addresses: Object.fromEntries(
         this.addresses.map((one) => {
           const count = byAddress.get(one.address) ?? 0;
-          const serves = one.serving || one.taking;
-          return [one.address, { epoch: one.epoch, serves, sessions: count, requestsPerSecond: share(count) }];
+          const retires = this.retiring && one.serving;
+          const serves = (one.serving || one.taking) && !retires;
+          const resumes = retires || (!serves && this.resumes(one));
+          return [one.address, { epoch: one.epoch, serves, resumes, sessions: count, requestsPerSecond: share(count) }];
         }),
       ),
       clients: sessions.length,
@@ -521,7 +531,7 @@ export class Pair implements SessionPair {
         bytesPerSecond: rates.bytesPerSecond,
         requestsPerSecond: rates.requestsPerSecond,
       },
-      draining: this.draining || this.stopped,
+      draining: this.draining || (this.stopped && !this.retiring),
       conditions: enabledConditions(config.conditions),
     };
   }
@@ -623,6 +633,9 @@ export class Pair implements SessionPair {
         moving: one.moving,
         order: one.order,
         balance: one.balance,
+        resumes: this.resumes(one),
+        given: this.given(one),
+        heir: one.heir,
         lease: { validUntil: one.validUntil, holder: one.holder },
       })),
       conditions: this.config.conditions,
@@ -695,9 +708,10 @@ export class Pair implements SessionPair {
     if (one.asking || one.moving || lease === null) return;
     one.asking = true;
     try {
-      one.lease = await lease.acquire(one.address, this.config.name);
+      one.lease = await lease.acquire(one.address, this.config.name, one.heir);
       if (one.lease !== null) {
         one.holder = this.config.name;
+        one.heir = false;
         one.epoch = Math.max(one.epoch, one.lease.epoch);
       } else {
         const holder = await lease.holder(one.address);
@@ -742,6 +756,7 @@ export class Pair implements SessionPair {
     const since = this.now();
     if (why === 'planned' || this.peerServes(one.address)) one.moved = { at: since, from: this.config.peer.name };
     if (one.lease === null) one.epoch++;
+    this.noteEpochs();
     const untouched = this.untouched(one);
     const usable = this.follower.of(one.address);
     if (one.halted !== null && !untouched) this.replace(one.address, usable);
@@ -1021,25 +1036,64 @@ export class Pair implements SessionPair {
   /** Of these, those that go on, and those that could not. */
   readonly inherited = { kept: 0, lost: 0 };
 
+  /** What is claimed to the other gateway the next engine must not claim less of. */
+  private noteEpochs(): void {
+    if (this.keeping === null) return;
+    for (const { address, epoch } of this.addresses) this.keeping.noteEpoch(address, epoch);
+  }
+
+  /** Sessions of the engine before on this address wait here for it. */
+  private keeps({ address }: PairAddress): boolean {
+    return this.keptSessions.some(({ shadow }) => shadow.opening.address === address);
+  }
+
+  /** The engine before had stopped all connections on this address, so as to give it away or because it had to. */
+  private given({ address }: PairAddress): boolean {
+    return this.keptSessions.some(({ shadow }) => shadow.opening.address === address && shadow.standstill !== null);
+  }
+
+  /** The engine before served it, and this one is to go on with it as soon as it may. */
+  private resumes(one: PairAddress): boolean {
+    const { lease } = this.plugins;
+    if (one.serving || !this.keeps(one)) return false;
+    // The other gateway waits for it, so without a lease, which says who may, it must never be given up: nobody would know.
+    if (lease === null) return true;
+    const now = this.now();
+    // A store that was not asked yet does not speak against it.
+    return now - this.startedAt < DEFAULT_TIMING.resume && (lease.heard === 0 || now - lease.heard < lease.ttl);
+  }
+
   /** The other gateway has an address: what was held of it here is let go of without a word. */
-  private dropKept(address: string): void {
+  private dropKept(one: PairAddress): void {
+    if (one.moving || !this.keeps(one)) return;
+    const { address } = one;
+    let connections = 0;
     for (const { key, fd, shadow } of this.keptSessions) {
       if (shadow.opening.address !== address) continue;
       tcp.discard(fd);
       this.keeping!.drop(key);
+      connections++;
     }
     this.keptSessions = this.keptSessions.filter(({ shadow }) => shadow.opening.address !== address);
     if (this.keptSessions.length === 0) this.keeping!.dropHolds();
+    this.log.info({ address, connections }, 'the other gateway has gone on with the connections of the engine before');
+    // The engine before had no time to do it.
+    void one.leave();
   }
+
+  /** Another engine on this host goes on. */
+  private retiring = false;
 
   /** Leaves everything to another engine on this host. */
   async retire(): Promise<void> {
     this.stopped = true;
+    this.retiring = true;
     if (this.timer !== null) clearInterval(this.timer);
     if (this.wake !== null) clearTimeout(this.wake);
     for (const host of this.world.sessions()) host.retire(abandon);
-    // The other gateway sees that this process is gone, and waits a while for the next one; so does the store, unless it is told.
-    await Promise.all(this.addresses.map((one) => one.resign()));
+    this.link.beat(this.statistics());
+    this.link.flush();
+    // The other gateway was told, and waits a while for the next one, which takes the leases on.
     await this.keeping!.settled();
   }
 
@@ -1089,7 +1143,8 @@ export class Pair implements SessionPair {
     const { linkState } = this;
     if (one.grantedAt === null || linkState.state !== 'up' || linkState.since <= one.grantedAt) return;
     one.grantedAt = null;
-    if (this.peerServes(one.address)) this.moved(one);
+    // Its process may have died right behind the move; the next one goes on.
+    if (this.peerServes(one.address) || this.peer?.statistics.addresses[one.address]?.resumes === true) this.moved(one);
     else await this.unmoved(one);
     this.over(one);
     this.look();
