@@ -314,7 +314,8 @@ describe.skipIf(why !== null)('moving TCP connections between hosts', () => {
     const moved = new Sink();
     moved.take(wire);
     await moved.until(3000);
-    expect(performance.now() - since).toBeLessThan(1000);
+    // By itself 1.3 s after the takeover.
+    expect(performance.now() - since).toBeLessThan(1250);
     expect(await heard).toBe('agreed');
     expect(moved.all().equals(up)).toBe(true);
   });
