@@ -43,7 +43,7 @@ export interface KeeperTiming {
 const TIMING: KeeperTiming = {
   backoffMin: 50,
   backoffMax: 2000,
-  sound: 1000,
+  sound: 3000,
   hold: 30_000,
   retire: 10_000,
   start: 60_000,

@@ -23,7 +23,7 @@ export interface Line {
 export const NOBODY = 65534;
 const TAIL = 400;
 /** A little more than what the keeper asks for. */
-const SOUND_MS = 1100;
+const SOUND_MS = 3100;
 
 /** `outlive keeper` in a process of its own, on 127.0.0.1. */
 export class KeptGateway {
