@@ -5,6 +5,9 @@
  * - A process that dies makes its kernel close its connections, with a FIN, or with a RST where bytes were unread; so does a kernel
  *   that gets a segment for a connection that it does not have. A client that hears such a thing is lost, although another process
  *   or host could go on with its connection. The guard drops every FIN and RST that the gateway did not allow: see {@link allowClose}.
+ *   And a socket whose process died goes on acknowledging, for as long as the kernel tries to end it: a client that repeats what was
+ *   received and not passed on (its acknowledgement was held back) would be told that it arrived, and forget it. So what comes from a
+ *   connection that no process has is dropped as well.
  * - A host that lost its term must be silent, whatever its processes do, also when they hang. What leaves from an address is dropped
  *   after the moment told by {@link Guard.permit}. Taking the address away is not enough: established sockets of an IPv6 address,
  *   and those with IP_TRANSPARENT, go on sending from it (seen on Linux 6.18), and the kernel takes an address with a lifetime
@@ -165,7 +168,13 @@ table inet ${table} {
   set until6 { type ipv6_addr; flags timeout; }
   counter closes { }
   counter unpermitted { }
-  chain permitted { tcp flags & (fin | rst) != 0 tcp sport { ${ports.join(', ')} } meta mark != ${CLOSE_MARK} counter name closes drop; }
+  chain permitted {
+    tcp sport != { ${ports.join(', ')} } accept;
+    meta mark ${CLOSE_MARK} accept;
+    tcp flags & (fin | rst) != 0 counter name closes drop;
+    meta skuid != ${NOBODY} accept;
+    tcp flags & syn == 0 drop;
+  }
   ${chains(closed ? DROP : 'goto permitted', true).join('\n  ')}
   chain output { type filter hook output priority raw; policy accept; ${dispatch('ip saddr', four)} ${dispatch('ip6 saddr', six)} }
 }
@@ -176,6 +185,8 @@ table arp ${table} {
 }`;
 }
 
+/** No user has this number ((uid_t) -1): the comparison is true for every socket that a process has, and no other has a user. */
+const NOBODY = 0xffffffff;
 const DROP = 'counter name unpermitted drop';
 const NO_NEWCOMERS = 'tcp flags & (syn | ack) == (syn | ack) drop';
 
