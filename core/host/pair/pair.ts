@@ -848,7 +848,9 @@ export class Pair implements SessionPair {
 
   /** Connections on an address that are not gone on with. */
   private strangers(address: string, restored: readonly { readonly shadow: Shadow }[]): Mention[] {
-    const known = new Set(restored.map(({ shadow }) => nameOf((shadow.opening.tcp as tcp.TcpIdentity).remote)));
+    // What the keeper held the other gateway may have had until a moment ago, and not have forgotten yet.
+    const own = [...restored, ...this.keptSessions].filter(({ shadow }) => shadow.opening.tcp !== null);
+    const known = new Set(own.map(({ shadow }) => nameOf((shadow.opening.tcp as tcp.TcpIdentity).remote)));
     for (const host of this.world.sessions()) if (host.address === address) known.add(host.remote);
     return this.follower.mentioned(address).filter(({ remote }) => !known.has(nameOf(remote)));
   }
