@@ -8,6 +8,7 @@ import {
   type EmbeddedClient,
   type EmbeddedOptions,
   EmbeddedServer,
+  freePorts,
   type Ground,
   isPortTaken,
   leaveGround,
@@ -73,6 +74,7 @@ export class EmbeddedPair {
   readonly #ground: Ground;
   #primary: EmbeddedServer;
   #standby: EmbeddedServer;
+  readonly #more: EmbeddedServer[] = [];
   #synchronous: boolean;
   #stopped = false;
 
@@ -137,13 +139,18 @@ export class EmbeddedPair {
     }
   }
 
-  async #waitStreaming(client: EmbeddedClient, synchronous: boolean, timeoutMs: number): Promise<void> {
+  async #waitStreaming(
+    client: EmbeddedClient,
+    synchronous: boolean,
+    timeoutMs: number,
+    standby = this.#standby,
+  ): Promise<void> {
     const deadline = Date.now() + timeoutMs;
     let seen = 'no standby is connected';
     while (Date.now() < deadline) {
       const { rows } = await client.query<{ state: string; sync_state: string }>(
         'SELECT state, sync_state FROM pg_stat_replication WHERE application_name = $1',
-        [this.#standby.name],
+        [standby.name],
       );
       const good = rows.some(
         ({ state, sync_state }) => state === 'streaming' && (!synchronous || /^(sync|quorum)$/.test(sync_state)),
@@ -153,7 +160,7 @@ export class EmbeddedPair {
       await sleep(4);
     }
     throw new Error(
-      `embedded PostgreSQL: the standby does not stream (${seen}):\n${this.#standby.logTail.slice(-20).join('\n')}`,
+      `embedded PostgreSQL: the standby does not stream (${seen}):\n${standby.logTail.slice(-20).join('\n')}`,
     );
   }
 
@@ -202,6 +209,29 @@ export class EmbeddedPair {
     await standby.clearLeftovers();
     await rm(standby.dataDir, { recursive: true, force: true });
 
+    await this.#copy(standby);
+    if (this.#synchronous) {
+      await primary.setConf('synchronous_standby_names', '*');
+      await this.waitStreaming();
+    }
+  }
+
+  /**
+   * Starts one more standby of the primary on a fresh base backup, and waits until it streams. It is nobody's to promote: failovers are
+   * between the two of the pair, and it goes on following the server that was the primary when it was made.
+   * @param name of one that is not there yet, such as 'c'
+   */
+  async addStandby(name: string): Promise<EmbeddedServer> {
+    const [port] = await freePorts(1);
+    const server = new EmbeddedServer(this.#ground, name, port, join(this.#ground.dir, name));
+    this.#more.push(server);
+    await this.#copy(server);
+    return server;
+  }
+
+  /** Makes a server a standby on a base backup of the primary. Its data directory must not be there. */
+  async #copy(standby: EmbeddedServer): Promise<void> {
+    const primary = this.#primary;
     const client = await primary.connect();
     try {
       // The slot lives as long as this connection and keeps all WAL that the copy will ask for.
@@ -221,13 +251,9 @@ export class EmbeddedPair {
       await standby.setConf('synchronous_standby_names', '');
       await standby.setConf('primary_conninfo', this.#conninfo(standby, primary));
       await standby.start();
-      await this.#waitStreaming(client, false, 30_000);
+      await this.#waitStreaming(client, false, 30_000, standby);
     } finally {
       await client.end();
-    }
-    if (this.#synchronous) {
-      await primary.setConf('synchronous_standby_names', '*');
-      await this.waitStreaming();
     }
   }
 
@@ -284,7 +310,7 @@ export class EmbeddedPair {
   async stop(): Promise<void> {
     if (this.#stopped) return;
     this.#stopped = true;
-    await Promise.all([this.#primary.remove(), this.#standby.remove()]);
+    await Promise.all([this.#primary, this.#standby, ...this.#more].map((server) => server.remove()));
     await leaveGround(this.#ground);
   }
 }
