@@ -52,6 +52,9 @@ const FATALS: Readonly<Record<string, ErrorMeaning>> = {
   '57P01': 'terminated',
   '57P02': 'server-lost',
   '57P03': 'server-lost',
+  // A conflict with recovery ends a session of a standby, which lives: nobody's will, and to be had elsewhere or again. No other fatal
+  // error has this code.
+  '40001': 'server-lost',
   // database_dropped.
   '57P04': 'intent',
   // idle_session_timeout, idle_in_transaction_session_timeout, transaction_timeout.
@@ -63,8 +66,8 @@ const FATALS: Readonly<Record<string, ErrorMeaning>> = {
 };
 
 /**
- * Classes whose fatal errors end the connection through no will or fault of the client: connection exceptions, a conflict
- * with recovery on a standby (40001), lack of resources, system and internal errors. The topology tells whether the server
+ * Classes whose fatal errors end the connection through no will or fault of the client: connection exceptions, rolled back
+ * transactions, lack of resources, system and internal errors. The topology tells whether the server
  * lives. Fatal errors of any other class are refusals at login.
  */
 const TROUBLE = new Set(['08', '40', '53', '58', 'XX']);

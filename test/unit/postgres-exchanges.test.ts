@@ -210,7 +210,7 @@ describe('errors', () => {
     ['FATAL', '57P05', 'intent'],
     ['FATAL', '25P03', 'intent'],
     ['FATAL', '25P04', 'intent'],
-    ['FATAL', '40001', 'terminated'],
+    ['FATAL', '40001', 'server-lost'],
     ['FATAL', '53200', 'terminated'],
     ['FATAL', '08P01', 'ordinary'],
     ['FATAL', '28P01', 'ordinary'],
