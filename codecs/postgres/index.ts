@@ -10,7 +10,7 @@ import {
 import { activity } from './activity.js';
 import { cancel, terminate } from './cancel.js';
 import { buildGatewayError } from './errors.js';
-import { AUTH_METHODS, AUTHENTICATION_OK, greet } from './greet.js';
+import { AUTH_METHODS, AUTHENTICATION_OK, greet, type Startup } from './greet.js';
 import { dataRow, text } from './inject.js';
 import { type CancelKey, login } from './login.js';
 import { lookup } from './lookup.js';
@@ -61,6 +61,13 @@ const postgres: Codec = {
   activity,
   lookup,
   cancel,
+
+  // Not a SET: the client is told of it with the other parameters, and RESET keeps it.
+  readOnly(startup: unknown): Startup {
+    const { protocol, params } = startup as Startup;
+    const name = 'default_transaction_read_only';
+    return { protocol, params: [...params.filter(([other]) => other !== name), [name, 'on']] };
+  },
 
   *learn(): Exchange<SharedFacts> {
     const rows: (string | null)[][] = [];

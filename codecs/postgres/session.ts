@@ -1150,6 +1150,10 @@ export class PostgresSession implements SessionCodec {
     });
   }
 
+  ties(): Blocker[] {
+    return this.state.ties();
+  }
+
   blockers(): Blocker[] {
     return this.state.blockers();
   }

@@ -165,6 +165,15 @@ export class SessionState {
     return blockers;
   }
 
+  /** Notifications would be missed during a move, and a lock of another server means nothing to those who wait for it here. */
+  ties(): Blocker[] {
+    const channels = [...this.entries.keys()].filter((key) => key.startsWith('listen '));
+    return [
+      ...channels.map((key) => ({ what: KINDS.listen, name: key.slice('listen '.length) })),
+      ...this.observed.advisory.map(({ label }) => ({ what: 'session advisory lock', name: label })),
+    ];
+  }
+
   /** They are gone for good. Locks are not among them: the session has those that could be taken again. */
   forgetBlockers(): void {
     const { settings } = this.observed;

@@ -397,6 +397,11 @@ export interface SessionCodec {
   observe(held: boolean): Injection | null;
   /** What stands in the way of moving this session (outside of its open unit). */
   blockers(): Blocker[];
+  /**
+   * What ties the session to its server although it could be had again after a loss: by then something would be missed, or be somebody
+   * else's. Not moved without need while there is any.
+   */
+  ties?(): Blocker[];
   /** The blockers were reported to the client and are gone for good. */
   forgetBlockers(): void;
   /** Brings a fresh, logged-in connection to the session's state as of the last unit's end. Returns what could not be had again. */
@@ -502,6 +507,8 @@ export interface Codec {
   greet(context: GreetContext): Exchange<Greeting>;
   /** Logs in to a server. */
   login(context: LoginContext): Exchange<LoginOutcome>;
+  /** What a client asked for when it came (`startup`), made so that its session only reads, unless its client asks for more by itself. */
+  readOnly?(startup: unknown): unknown;
   /** Learns facts shared by all sessions of a database, over a connection logged in to it. */
   learn?(): Exchange<unknown>;
   /** Is the server alive, what is its role? Over a logged-in connection of the gateway's own. */

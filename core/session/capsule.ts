@@ -75,6 +75,7 @@ export interface FrozenSession {
   readonly retryable: boolean;
   readonly ending: boolean;
   readonly announcing: LoginResult | null;
+  readonly readOnly: boolean;
 }
 
 /** A capsule as bytes. Node's own form of plain data: maps, sets, big integers and shared references survive. */

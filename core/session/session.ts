@@ -67,6 +67,12 @@ export class Session implements Sink {
   /** Bytes of the client were left in the window because their meaning is not known yet. */
   private deaf = false;
 
+  /**
+   * The present server can make nothing durable (a hot standby): there is nothing to prove, so no token is asked for, nothing is ever in
+   * doubt, and what is lost with the server is repeated.
+   */
+  private readOnly = false;
+
   // To the server: one contiguous region is written at once.
   private outBytes: Uint8Array = EMPTY;
   private outStart = 0;
@@ -330,13 +336,16 @@ export class Session implements Sink {
 
   /** May a transaction of the gateway's own be put around this request? */
   private wrappable({ effect, mustGuard, guardable }: Request): boolean {
-    const needed = effect === 'write' || ((effect === 'read' || effect === 'session') && mustGuard);
+    // Where nothing can be written a guard only holds together what belongs together.
+    const needed = this.readOnly
+      ? mustGuard && (effect === 'read' || effect === 'session' || effect === 'write')
+      : effect === 'write' || ((effect === 'read' || effect === 'session') && mustGuard);
     return needed && guardable && this.codec.guard !== null && this.codec.token !== null;
   }
 
   /** See {@link SessionIo.durable}. */
   private mayDecide(): boolean {
-    return this.proceeding || this.io.durable();
+    return this.readOnly || this.proceeding || this.io.durable();
   }
 
   private proceeding = false;
@@ -502,11 +511,11 @@ export class Session implements Sink {
         const begin = this.codec.guard!.begin();
         this.inject(begin, () => {
           // A cancel that meant the request hit this instead: the request commits by itself, and nothing proves it.
-          if (begin.failed() !== null) unit.unprovable = request.label;
+          if (begin.failed() !== null && !this.readOnly) unit.unprovable = request.label;
         });
       } else if (effect !== 'session' && effect !== 'begin') {
         // Outside a transaction and not to be wrapped: its outcome cannot be learnt.
-        if (effect === 'write' || effect === 'opaque') unit.unprovable = request.label;
+        if (!this.readOnly && (effect === 'write' || effect === 'opaque')) unit.unprovable = request.label;
         pending.gates = true;
       }
       if (effect === 'begin') pending.gates = true;
@@ -514,10 +523,10 @@ export class Session implements Sink {
       pending.gates = true;
       if (effect === 'commit') {
         unit.commitSent = true;
-        if (!request.provable) unit.unprovable = request.label;
+        if (!request.provable && !this.readOnly) unit.unprovable = request.label;
       }
     }
-    if (request.writes) {
+    if (request.writes && !this.readOnly) {
       unit.writes = true;
       if (unit.token === null) unit.unarmed = true;
     }
@@ -1130,6 +1139,8 @@ export class Session implements Sink {
     }
     if (error.fatal) this.ending = error.meaning === 'intent' || error.meaning === 'ordinary';
     if (this.judged) this.judged = false;
+    // Of a standby that is no news.
+    else if (error.meaning === 'read-only' && this.readOnly) return;
     else if (error.meaning === 'read-only' || error.meaning === 'terminated' || error.meaning === 'server-lost')
       this.doubtError = error;
   }
@@ -1190,8 +1201,12 @@ export class Session implements Sink {
 
   // ----------------------------------------------------------------------------------------------------- loss and recovery
 
-  /** The first server connection is there; the welcome was written by the host. */
-  attached(): void {
+  /**
+   * The first server connection is there; the welcome was written by the host.
+   * @param readOnly the server is one on which nothing can be written
+   */
+  attached(readOnly = false): void {
+    this.readOnly = readOnly;
     this.step('attached');
     this.pump();
   }
@@ -1241,6 +1256,39 @@ export class Session implements Sink {
   /** True when the client waits for an answer, or holds a transaction that is to be kept. */
   get waiting(): boolean {
     return this.records.some((r) => r.status === null) || this.queue.length > 0;
+  }
+
+  /**
+   * True when the server and this session owe each other nothing: no transaction is open, nothing is asked or half said. Then the server
+   * can be left for another one as after a loss, and nothing has to be repeated.
+   */
+  get atRest(): boolean {
+    return this.quiet && this.clientStatus === 'idle' && this.records.length === 0 && !this.projectedOpen;
+  }
+
+  /** True when a transaction is open of which all is answered: it can be repeated elsewhere, provided that it is rolled back here. */
+  get betweenRequests(): boolean {
+    const { unit } = this;
+    if (unit.oversized || unit.chained || unit.commitSent || unit.unprovable !== null) return false;
+    return this.quiet && this.clientStatus !== 'idle' && !this.poisoned && !this.waiting;
+  }
+
+  private get quiet(): boolean {
+    return (
+      this.state === 'live' &&
+      this.pending.length === 0 &&
+      this.queue.length === 0 &&
+      this.window.length === 0 &&
+      this.inputLeft === 0 &&
+      this.barriers.length === 0 &&
+      this.carry === null &&
+      !this.amidFrame &&
+      !this.guarding &&
+      this.heldReady === null &&
+      this.deferred === null &&
+      this.announcing === null &&
+      !this.ending
+    );
   }
 
   /** What the open unit did and what became of it, for messages. */
@@ -1352,8 +1400,10 @@ export class Session implements Sink {
   /**
    * The state is there. Repeats the open unit, or puts the transaction into the failed state, or goes on.
    * @param plan how the requests are to be repeated that {@link seen} told last; null when all are repeated as they are
+   * @param readOnly as in {@link attached}
    */
-  restored(login: LoginResult, plan: readonly (Repetition | null)[] | null = null): void {
+  restored(login: LoginResult, plan: readonly (Repetition | null)[] | null = null, readOnly = false): void {
+    this.readOnly = readOnly;
     this.repetitions = plan === null ? null : new Map(this.told.map((record, i) => [record, plan[i] ?? null]));
     this.told = [];
     this.announcing = login;
@@ -1694,6 +1744,7 @@ export class Session implements Sink {
         retryable: this.retryable,
         ending: this.ending,
         announcing: this.announcing,
+        readOnly: this.readOnly,
       },
     };
   }

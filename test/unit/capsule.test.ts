@@ -271,6 +271,8 @@ interface RigOptions extends Partial<SessionLimits> {
   readonly doubt?: Setting['doubt'];
   /** The peer has to know first what may make something durable. */
   readonly held?: boolean;
+  /** The first server is one on which nothing can be written. */
+  readonly readOnly?: boolean;
 }
 
 /** A session between a scripted client and a server, whose inputs are noted. */
@@ -301,7 +303,7 @@ class Rig implements Setting {
     private readonly options: RigOptions = {},
     private readonly cut: Cutter = WHOLE,
   ) {
-    const { server, shared, doubt, held, ...limits } = options;
+    const { server, shared, doubt, held, readOnly, ...limits } = options;
     this.limits = { request: 2 ** 20, journal: 2 ** 20, answers: 2 ** 18, queue: 2 ** 20, ...limits };
     this.doubt = doubt ?? 'lost';
     this.context = {
@@ -325,7 +327,7 @@ class Rig implements Setting {
     const io = noting([], { durable: () => true, doubt: () => {} });
     this.session = new Session(codec, canon, this.limits, io, { requests: 0, units: 0 });
     codec.welcome(LOGIN, new Uint8Array(8));
-    this.tell('attached');
+    this.tell('attached', ...(readOnly ? [true] : []));
   }
 
   private connected(): Server {
@@ -918,6 +920,19 @@ const ARRANGED: Readonly<Record<string, (what: string) => Rig>> = {
     rig.tell('frontend', Q('rollback'));
     rig.fromServer = all(message('C', 'ROLLBACK\0'), message('Z', 'I'));
     rig.hear();
+    return rig;
+  },
+  'a server on which nothing can be written, and then one that takes writes': (what) => {
+    const rig = new Rig(what, { doubt: 'ask', readOnly: true });
+    rig.say(Q('select 1'));
+    rig.tell('frontend', Q('insert a'));
+    rig.fromServer = all(message('E', 'SERROR\0VERROR\0C25006\0Mno\0\0'), message('Z', 'I'));
+    rig.hear();
+    play(rig, [Q('begin'), Q('insert b'), Q('commit'), all(x('insert c'), S), Q('vacuum')]);
+    rig.say(Q('begin'));
+    rig.lose();
+    rig.settle();
+    play(rig, [Q('select 1'), Q('commit'), Q('insert d')]);
     return rig;
   },
   'the peer must know first': (what) => {
