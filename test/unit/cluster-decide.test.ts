@@ -4,6 +4,7 @@ import {
   COOLDOWN_MS,
   decide,
   elect,
+  electAmong,
   RETRY_MS,
   type Seen,
   type Situation,
@@ -40,6 +41,15 @@ const unknown = (name: string): Seen => ({ name, reachable: false, unreachableSi
 
 const nothing: Standing = { system: null, timeline: 0, primary: null };
 const onA: Standing = { system: 's', timeline: 1, primary: 'a' };
+
+it('several that take writes: one is used where one is needed, the same as long as it is there, and none is refused', () => {
+  const seen = [standby('a'), up('b', { system: 'x' }), up('c', { system: 'y', timeline: 3 })];
+  const first = electAmong(seen, nothing);
+  expect([first.writable, first.refused.size]).toEqual(['b', 0]);
+  expect(electAmong(seen, { ...nothing, primary: 'c' }).writable).toBe('c');
+  const lost = electAmong([standby('a'), down('b', 0), down('c', 0)], first.standing);
+  expect([lost.writable, lost.standing.primary]).toEqual([null, 'b']);
+});
 
 describe('who may be written to', () => {
   const cases: [string, Seen[], Standing, string | null, Record<string, string>, Partial<Standing>?][] = [

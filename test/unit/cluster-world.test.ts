@@ -222,6 +222,7 @@ describe('a cluster in a world of its own', () => {
       monitor: { user: 'm', database: 'd', password: null, interval: 500, timeout: 2000 },
       promotion: null,
       fence: null,
+      writers: 'one',
       spares: { perIdentity: 0, total: 10 },
       logins: { concurrent: 2 },
       detection: { silence: 5000 },

@@ -122,6 +122,23 @@ describe('a valid configuration', () => {
           options: {},
           listen: { host: '127.0.0.1', port: 0 },
           cluster: 'main',
+          target: 'primary',
+          standby: { maxLag: 16 * 1024 ** 2, without: 'primary' },
+          balance: {
+            on: false,
+            conditions: { uneven: true, fallback: true, lagging: true, promoted: true },
+            start: 1.5,
+            stop: 1.15,
+            slack: 10,
+            sustain: 5000,
+            halfLife: 5000,
+            movesPerMinute: 600,
+            rest: 60_000,
+            noReturn: 300_000,
+            pause: 5000,
+            patience: 5000,
+            replay: false,
+          },
           auth: 'trust',
           credentials: null,
           tls: { mode: 'off', cert: null, key: null },
@@ -147,6 +164,7 @@ describe('a valid configuration', () => {
           monitor: null,
           promotion: null,
           fence: null,
+          writers: 'one',
           spares: { perIdentity: 0, total: 200 },
           logins: { concurrent: 8 },
           detection: { silence: 10_000 },
@@ -165,6 +183,24 @@ describe('a valid configuration', () => {
     const config = normalizeConfig(input, dir, {});
     expect(config.clusters[0].monitor).toMatchObject({ user: 'm', database: 'postgres', interval: 100, timeout: 2000 });
     expect(config.clusters[0].monitor!.password!.reveal()).toBe('pw');
+  });
+
+  it('moves sessions by itself only where they may be on several servers, and says what a target lacks', () => {
+    const withTarget = (listener: object, cluster: object = { monitor: { user: 'm' } }) => {
+      const input = minimal();
+      Object.assign(input.listeners[0], listener);
+      Object.assign(input.clusters[0], cluster);
+      return () => normalizeConfig(input, dir, {});
+    };
+    expect(withTarget({ target: 'standby' })().listeners[0].balance.on).toBe(true);
+    expect(withTarget({ target: 'standby', balance: { on: false } })().listeners[0].balance.on).toBe(false);
+    const several = { monitor: { user: 'm' }, writers: 'several' };
+    expect(withTarget({ target: 'any' }, several)().listeners[0].balance.on).toBe(true);
+    expect(withTarget({ target: 'standby' }, {})).toThrow('needs a monitor');
+    expect(withTarget({ target: 'any' })).toThrow('add writers: several');
+    expect(withTarget({ balance: { on: true } })).toThrow('is of no use with target: primary');
+    expect(withTarget({ standby: { maxLag: '1MiB' } })).toThrow('only used with target: standby');
+    expect(withTarget({ target: 'standby', balance: { start: 1.1 } })).toThrow('must be less than start (1.1)');
   });
 
   it('takes times and ratios of the load balance between gateways, and knows the rest', () => {
@@ -251,6 +287,10 @@ log: &log { level: warn }
     expect(config.listeners[0].limits).toEqual(plain.listeners[0].limits);
     expect(config.listeners[0].mutables).toEqual(plain.listeners[0].mutables);
     expect(config.listeners[0].failover).toEqual(plain.listeners[0].failover);
+    expect(config.listeners[0].target).toEqual(plain.listeners[0].target);
+    expect(config.listeners[1].standby).toEqual(plain.listeners[0].standby);
+    expect(config.listeners[1].balance).toEqual({ ...plain.listeners[0].balance, on: true });
+    expect(config.clusters[0].writers).toEqual(plain.clusters[0].writers);
     expect(config.clusters[0].detection).toEqual(plain.clusters[0].detection);
     expect(config.clusters[0].spares).toEqual(plain.clusters[0].spares);
     expect(config.log).toEqual(plain.log);

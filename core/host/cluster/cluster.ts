@@ -12,8 +12,9 @@ import {
 import type { ClusterConfig, MonitorConfig, ServerConfig } from '../config/index.js';
 import type { Stats } from '../metrics.js';
 import { Actions } from './actions.js';
+import type { Choice } from './choice.js';
 import { AcknowledgedCommits } from './commits.js';
-import { elect, type Refusal, type Seen, type Standing } from './decide.js';
+import { elect, electAmong, type Refusal, type Seen, type Standing } from './decide.js';
 import { incarnation, remember } from './incarnation.js';
 import { Learned } from './learned.js';
 import { codeOf, isGone, type LoggedIn, logIn } from './login.js';
@@ -78,6 +79,20 @@ interface Node {
   bornAfter: number;
   /** The code of the monitor's latest refusal, so that it is logged once. */
   refusedAs: string | null;
+  /** Aborted when it is not there any more, or not the same: logins under way are in vain. */
+  tenure: AbortController;
+}
+
+/** Where a connection may be to. */
+interface Place {
+  /** The server for it now, if there is one. */
+  readonly pick: () => Node | null;
+  /** Waits for one. */
+  readonly wait: (signal: AbortSignal) => Promise<Node>;
+  /** Whether this server is still one for it. */
+  readonly holds: (node: Node) => boolean;
+  /** Aborted when it ceases to be. */
+  readonly tenure: (node: Node) => AbortSignal;
 }
 
 /**
@@ -97,6 +112,10 @@ export class Cluster {
   readonly #stopping = popularController();
   readonly #listeners = new Set<(event: ClusterEvent) => void>();
   readonly #waiting = new Set<() => void>();
+  /** Those who wait for a server of another kind: woken whenever something changed. */
+  readonly #hoping = new Set<() => void>();
+  /** Several servers take writes beside each other. */
+  readonly #several: boolean;
   readonly #spares: Spares;
   readonly #learned: Learned;
   readonly #commits = new AcknowledgedCommits();
@@ -124,6 +143,7 @@ export class Cluster {
     this.#stats = stats;
     const outside = (this.#outside = options.outside ?? outsideWorld(options.now));
     this.#blind = config.monitor === null || codec.probe === undefined;
+    this.#several = config.writers === 'several';
     this.#nodes = config.servers.map((server) => this.#node(server));
     const { perIdentity, total } = config.spares;
     this.#spares = new Spares({ codec, outside, log, perIdentity: this.#blind ? 0 : perIdentity, total });
@@ -146,7 +166,17 @@ export class Cluster {
 
   #node(server: ServerConfig): Node {
     const { name, host, port } = server;
-    const state = { name, host, port, facts: null, firstFacts: null, reachable: false, lastSeen: -1, refused: null };
+    const state = {
+      name,
+      host,
+      port,
+      facts: null,
+      firstFacts: null,
+      reachable: false,
+      lastSeen: -1,
+      behind: null,
+      refused: null,
+    };
     const logins = new Turns(this.#config.logins.concurrent);
     const watch = this.#config.monitor;
     let monitor: Monitor | null = null;
@@ -194,6 +224,7 @@ export class Cluster {
       closedAt: Number.NEGATIVE_INFINITY,
       bornAfter: Number.NEGATIVE_INFINITY,
       refusedAs: null,
+      tenure: popularController(),
     };
     return node;
   }
@@ -264,6 +295,7 @@ export class Cluster {
         timeline: node.state.facts?.timeline ?? null,
         position: node.state.facts === null ? null : String(node.state.facts.position),
         lagBytes: node.state.facts?.lagBytes ?? null,
+        behind: node.state.behind,
         refused: node.state.refused,
         lastSeenMsAgo: node.state.lastSeen < 0 ? null : Math.round(now - node.state.lastSeen),
         logins: { running: node.logins.running, waiting: node.logins.waiting },
@@ -275,27 +307,34 @@ export class Cluster {
   // ------------------------------------------------------------------------------------------------- connections
 
   /**
-   * A logged-in connection to the writable server as this identity: a warm spare when one fits. Waits for a writable server, and for
-   * its turn to log in.
+   * A logged-in connection as this identity to the writable server, or to one that fits the request's choice: a warm spare when one fits.
+   * Waits for such a server, and for its turn to log in.
    *
    * Rejects with {@link LoginRefused} when the server refuses for good, or did so for lack of room until the deadline; with
-   * OUTLIVE_NO_WRITABLE_SERVER at the deadline; with the signal's reason when it is aborted.
+   * OUTLIVE_NO_WRITABLE_SERVER or OUTLIVE_NO_STANDBY at the deadline; with the signal's reason when it is aborted.
    */
   async acquire(request: AcquireRequest): Promise<BackendConnection> {
-    const { identity, startup, passThrough = false } = request;
+    const { identity, startup, passThrough = false, choice = null } = request;
     const ticket = ++this.#tickets;
     let refusal: LoginRefused | null = null;
-    const within = this.#limit(request.deadline, [request.signal], () => refusal ?? this.#noWritableServer());
+    const within = this.#limit(request.deadline, [request.signal], () => refusal ?? this.#noServer(choice));
+    const place = this.#place(request);
+    // Counted from the moment of the choice: else all who come at once would go to the same server.
+    let release: (() => void) | undefined;
     try {
       for (let failures = 0; ; ) {
-        const node = this.#writable ?? (await this.#present(within.signal));
+        release?.();
+        release = undefined;
+        const node = place.pick() ?? (await place.wait(within.signal));
         within.signal.throwIfAborted();
-        if (this.#writable !== node) continue;
-        if (!passThrough) {
+        if (!place.holds(node)) continue;
+        if (request.uncounted !== true) release = choice?.claim(node.state);
+        // Spares are kept for those who lose the writable server.
+        if (!passThrough && choice === null) {
           const spare = this.#spares.take(node, identity, startup);
           if (spare !== null) return this.#hand(node, spare, true);
         }
-        const tenure = this.#tenure.signal;
+        const tenure = place.tenure(node);
         const wait = either(within.signal, tenure);
         let login: Awaited<ReturnType<typeof logIn>> | null = null;
         try {
@@ -313,13 +352,15 @@ export class Cluster {
         } finally {
           wait.release();
         }
-        if (login?.ok && this.#writable !== node) {
+        if (login?.ok && !place.holds(node)) {
           login.wire.destroy();
           continue;
         }
         if (login?.ok) {
-          if (!passThrough) this.#spares.given(identity, startup, login.wire);
-          return this.#hand(node, login, false);
+          if (!passThrough && choice === null) this.#spares.given(identity, startup, login.wire);
+          const held = release;
+          release = undefined;
+          return this.#hand(node, login, false, held);
         }
         refusal = null;
         if (login !== null && !login.ok) {
@@ -329,14 +370,61 @@ export class Cluster {
           if (isGone(login)) await orAborted(this.#lookAgain(node), within.signal);
           else refusal = new LoginRefused(node.state.name, login);
         }
-        if (this.#writable === node && !tenure.aborted) await sleep(this.#outside, backoff(failures++), within.signal);
+        if (place.holds(node) && !tenure.aborted) await sleep(this.#outside, backoff(failures++), within.signal);
         else failures = 0;
       }
     } catch (error) {
       throw within.signal.aborted ? within.signal.reason : error;
     } finally {
+      release?.();
       within.release();
     }
+  }
+
+  #place({ choice, preferred }: Pick<AcquireRequest, 'choice' | 'preferred'>): Place {
+    if (choice == null) {
+      return {
+        pick: () => this.#writable,
+        wait: (signal) => this.#present(signal),
+        holds: (node) => this.#writable === node,
+        tenure: () => this.#tenure.signal,
+      };
+    }
+    const pick = (): Node | null => {
+      const server = choice.pick(preferred);
+      return server === null ? null : this.#nodeOf(server);
+    };
+    return {
+      pick,
+      wait: (signal) => this.#hope(pick, signal),
+      holds: ({ state }) => choice.admits(state),
+      tenure: ({ tenure }) => tenure.signal,
+    };
+  }
+
+  /** Looks again whenever something has changed, until there is what is looked for. */
+  #hope(find: () => Node | null, signal: AbortSignal): Promise<Node> {
+    return new Promise((resolve, reject) => {
+      if (signal.aborted) {
+        reject(signal.reason);
+        return;
+      }
+      const quit = (): void => {
+        this.#hoping.delete(look);
+        reject(signal.reason);
+      };
+      const look = (): void => {
+        const node = find();
+        if (node === null) return;
+        this.#hoping.delete(look);
+        signal.removeEventListener('abort', quit);
+        resolve(node);
+      };
+      signal.addEventListener('abort', quit, { once: true });
+      this.#hoping.add(look);
+      this.#hurry();
+      look();
+    });
   }
 
   #logIn(node: Node, identity: Identity, startup: unknown, signal: AbortSignal) {
@@ -344,14 +432,20 @@ export class Cluster {
     return logIn(this.#outside, { codec: this.#codec, server: node.config, identity, startup, timeoutMs, signal });
   }
 
-  #hand(node: Node, { wire, rest, login, since }: Omit<LoggedIn, 'ok'>, spare: boolean): BackendConnection {
+  #hand(
+    node: Node,
+    { wire, rest, login, since }: Omit<LoggedIn, 'ok'>,
+    spare: boolean,
+    release?: () => void,
+  ): BackendConnection {
     this.#stats.count(this.#stats.logins, spare ? 'spare' : 'ok');
-    node.served = this.#incarnation;
+    // Who only reads on a standby has nothing that a new primary would make void.
+    if (node === this.#writable) node.served = this.#incarnation;
     const { state: server } = node;
     const facts = server.firstFacts;
     if (facts !== null && !isSure(node, facts, since)) node.monitor!.confirm();
     const origin = facts === null ? null : { server, facts, backendId: login.backendId, since };
-    return { wire, rest, login, server, origin, spare };
+    return { wire, rest, login, server, origin, spare, release };
   }
 
   /** A connection could not be had where it should have been: looks again, so that nobody tries in vain. */
@@ -371,8 +465,12 @@ export class Cluster {
     this.#emit({ type: 'primary-found', server: node.state });
   }
 
-  #noWritableServer(): CodedError {
+  #noServer(choice: Choice | null = null): CodedError {
     const states = this.#nodes.map((node) => `${node.state.name} ${this.#describe(node)}`).join(', ');
+    if (choice?.wish.target === 'standby') {
+      const message = `no standby of cluster ${this.name} can be used: ${states}; start one, or allow the primary (standby.without)`;
+      return new CodedError('OUTLIVE_NO_STANDBY', 'server', message);
+    }
     const message = `no server of cluster ${this.name} takes writes: ${states}; start one, or promote a standby`;
     return new CodedError('OUTLIVE_NO_WRITABLE_SERVER', 'server', message);
   }
@@ -390,14 +488,17 @@ export class Cluster {
   /**
    * A session lost its connection to `server`, or doubts it: looks at the server now, once for all who ask at the same time.
    * @param instance `facts.instance` of the session's connection; null when it has none
+   * @param choice of its listener
    */
-  async doubt(server: ServerState, instance: string | null): Promise<Doubt> {
+  async doubt(server: ServerState, instance: string | null, choice: Choice | null = null): Promise<Doubt> {
     const node = this.#nodeOf(server);
     if (this.#blind) return this.#knock(node);
     const sighting = await node.monitor!.probe(true);
     if (sighting.kind !== 'facts') return 'gone';
     const { facts } = sighting;
-    if (!facts.writable || this.#writable !== node) return 'demoted';
+    // Who only reads can do that on any of them.
+    const serves = choice === null ? this.#writable === node : choice.wish.target === 'standby' || facts.writable;
+    if (!serves || (choice === null && !facts.writable)) return 'demoted';
     return instance !== null && facts.instance !== instance ? 'restarted' : 'same';
   }
 
@@ -429,8 +530,10 @@ export class Cluster {
     try {
       for (let failures = 0; ; failures++) {
         if (failures > 0) await sleep(this.#outside, backoff(failures - 1), within.signal);
-        const node = this.#writable ?? (await this.#present(within.signal));
-        const { signal, release } = either(within.signal, this.#tenure.signal);
+        const node = this.#several
+          ? await this.#back(origin, within.signal)
+          : (this.#writable ?? (await this.#present(within.signal)));
+        const { signal, release } = either(within.signal, (this.#several ? node.tenure : this.#tenure).signal);
         try {
           if (!(await this.#isCurrent(origin, node, signal))) continue;
           if (!(await this.#disarm(origin, node, signal))) continue;
@@ -440,7 +543,7 @@ export class Cluster {
         } catch (error) {
           within.signal.throwIfAborted();
           this.#log.debug({ server: node.state.name, code: codeOf(error) }, 'an outcome could not be asked for');
-          if (this.#writable === node) await orAborted(this.#lookAgain(node), within.signal);
+          if (this.#several || this.#writable === node) await orAborted(this.#lookAgain(node), within.signal);
         } finally {
           release();
         }
@@ -453,11 +556,17 @@ export class Cluster {
     }
   }
 
+  /** Where several servers take writes, only the one that had a transaction knows what became of it: waits until it is there. */
+  #back({ server }: Origin, signal: AbortSignal): Promise<Node> {
+    const node = this.#nodeOf(server);
+    return this.#hope(() => (server.reachable && server.facts!.writable ? node : null), signal);
+  }
+
   /** Makes sure that what is known of the server is from after the login that is asked about. False when it is no longer writable. */
   async #isCurrent({ server, facts, since }: Origin, node: Node, signal: AbortSignal): Promise<boolean> {
     if (node.state !== server || since === undefined || isSure(node, facts, since)) return true;
     await orAborted(node.monitor!.probe(true), signal);
-    return this.#writable === node;
+    return this.#several ? server.reachable : this.#writable === node;
   }
 
   async #outcome(token: OutcomeToken, { server, facts, since }: Origin, node: Node, signal: AbortSignal) {
@@ -512,9 +621,10 @@ export class Cluster {
   /**
    * Facts of a database that its sessions share (`codec.learn`), learnt over a connection of this identity; undefined where they
    * cannot be had. Old facts are given at once and renewed behind the scenes.
+   * @param choice of the servers that may be asked; without it the one that takes writes
    */
-  learned(database: string, identity: Identity): Promise<unknown> {
-    return this.#learned.get(database, () => this.#learn(identity)).catch(() => undefined);
+  learned(database: string, identity: Identity, choice: Choice | null = null): Promise<unknown> {
+    return this.#learned.get(database, () => this.#learn(identity, choice)).catch(() => undefined);
   }
 
   /** Shared facts as known now, without asking. */
@@ -528,16 +638,17 @@ export class Cluster {
   }
 
   /** The facts are known to have changed: learns them anew, once for all who ask at the same time. */
-  refresh(database: string, identity: Identity): Promise<unknown> {
-    return this.#learned.refresh(database, () => this.#learn(identity)).catch(() => undefined);
+  refresh(database: string, identity: Identity, choice: Choice | null = null): Promise<unknown> {
+    return this.#learned.refresh(database, () => this.#learn(identity, choice)).catch(() => undefined);
   }
 
-  async #learn(identity: Identity): Promise<unknown> {
+  async #learn(identity: Identity, choice: Choice | null): Promise<unknown> {
     const { learn } = this.#codec;
     if (learn === undefined) return undefined;
-    return this.#runOnce(identity, LOGIN_TIMEOUT_MS, learn.call(this.#codec), (server, error) => {
+    const failed = (server: ServerState, error: unknown): void => {
       this.#log.warn({ server: server.name, code: codeOf(error) }, 'shared facts could not be learnt');
-    });
+    };
+    return this.#runOnce(identity, LOGIN_TIMEOUT_MS, learn.call(this.#codec), failed, choice);
   }
 
   /** Runs an exchange as the monitor on a server, by name. It may be run twice when a connection breaks. */
@@ -558,16 +669,19 @@ export class Cluster {
   /**
    * Runs an exchange on a connection of its own to the writable server. Rejects like {@link acquire}, and with what the exchange throws.
    * @param failed told when the exchange itself fails
+   * @param choice as in {@link AcquireRequest}
    */
   async #runOnce<R>(
     identity: Identity,
     timeoutMs: number,
     exchange: Exchange<R>,
     failed: (server: ServerState, error: unknown) => void = () => {},
+    choice: Choice | null = null,
   ): Promise<R> {
     const { signal } = this.#stopping;
     const deadline = this.#outside.now() + timeoutMs;
-    const { wire, rest, server } = await this.acquire({ identity, startup: null, deadline, signal, passThrough: true });
+    const own = { startup: null, passThrough: true, uncounted: true };
+    const { wire, rest, server } = await this.acquire({ identity, ...own, deadline, signal, choice });
     try {
       const run = { codec: this.#codec, server: this.#nodeOf(server).config, rest, timeoutMs, signal };
       return (await this.#outside.run(wire, exchange, run)).result;
@@ -610,6 +724,8 @@ export class Cluster {
 
   /** A commit was acknowledged to a client: its token, `origin` of its connection. Cheap; called for every commit. */
   acknowledged(origin: ServerFacts, token: OutcomeToken): void {
+    // Histories beside each other have no common end to compare with.
+    if (this.#several) return;
     const what = this.#commits.note(origin, token);
     if (what === 'noted' || this.#lost === null) return;
     const { position } = token;
@@ -622,7 +738,8 @@ export class Cluster {
   /** Probes follow each other fast while somebody waits for what they bring. */
   #pace(connected: boolean): number {
     const { interval } = this.#config.monitor!;
-    if (this.#writable !== null || (this.#waiting.size === 0 && !this.#actions.acting)) return interval;
+    const urgent = this.#hoping.size > 0 || (this.#writable === null && this.#waiting.size > 0);
+    if (!urgent && (this.#writable !== null || !this.#actions.acting)) return interval;
     const fast = connected && this.#outside.now() - this.#lostAt < LONG_OUTAGE_MS ? FAST_MS : FAST_LOGIN_MS;
     return Math.min(interval, fast);
   }
@@ -643,6 +760,7 @@ export class Cluster {
         this.#log.warn({ cluster: this.name, server, code: sighting.code }, 'the server is not reachable');
       }
       state.reachable = false;
+      this.#endTenure(node);
       this.#awaitSilence(node);
     } else {
       node.lastHeard = now;
@@ -660,6 +778,8 @@ export class Cluster {
         this.#log.info({ cluster: this.name, server, role, writable, timeline }, 'the server is reachable');
       }
       const first = state.firstFacts;
+      const restarted = state.facts !== null && state.facts.instance !== facts.instance;
+      if (restarted || (first !== null && first.role !== facts.role)) this.#endTenure(node);
       // A standby that is being promoted tells its new timeline while it is still a standby.
       if (first === null || first.role !== facts.role || incarnation(server, first) !== incarnation(server, facts)) {
         state.firstFacts = facts;
@@ -667,6 +787,8 @@ export class Cluster {
       }
       remember(node.eras, incarnation(server, facts), began);
       state.facts = facts;
+      state.behind = this.#behind(facts);
+      if (restarted) this.#emit({ type: 'server-restarted', server: state });
       state.reachable = true;
       state.lastSeen = now;
       node.failures = 0;
@@ -674,6 +796,21 @@ export class Cluster {
       node.refusedAs = null;
     }
     if (this.#begun) this.#evaluate();
+  }
+
+  #endTenure(node: Node): void {
+    node.tenure.abort();
+    node.tenure = popularController();
+  }
+
+  /**
+   * How far a standby is behind: of what it has received, and of what the primary had written when that was asked last. So what was
+   * written since does not count, and no lag is seen where there is none.
+   */
+  #behind({ role, position, lagBytes }: ServerFacts): number | null {
+    if (role !== 'standby') return null;
+    const end = this.#writable?.state.facts?.position ?? -1n;
+    return Math.max(lagBytes ?? 0, end < 0n || position < 0n ? 0 : Number(end - position));
   }
 
   #awaitSilence(node: Node): void {
@@ -698,7 +835,7 @@ export class Cluster {
   /** Draws the conclusions from what was seen. */
   #evaluate(): void {
     if (this.#stopping.signal.aborted) return;
-    const { standing, writable, refused } = elect(this.#seen(), this.#standing);
+    const { standing, writable, refused } = (this.#several ? electAmong : elect)(this.#seen(), this.#standing);
     this.#standing = standing;
     for (const node of this.#nodes) {
       // While it is away nobody knows what it will be when it comes back.
@@ -707,6 +844,7 @@ export class Cluster {
     }
     this.#change(this.#nodes.find(({ state }) => state.name === writable) ?? null);
     this.#spares.place(this.#writable, this.#nodes.filter(isStandby));
+    for (const look of [...this.#hoping]) look();
     this.#actions.consider();
   }
 
@@ -715,7 +853,10 @@ export class Cluster {
     node.refusal = refusal;
     node.state.refused = refusal === null ? null : REFUSALS[refusal].words;
     const server = node.state.name;
-    if (refusal !== null) this.#spares.leave(node);
+    if (refusal !== null) {
+      this.#spares.leave(node);
+      this.#endTenure(node);
+    }
     if (refusal === null) this.#log.info({ cluster: this.name, server }, 'nothing stands against the server any more');
     else {
       const { code, words, advice } = REFUSALS[refusal];
@@ -748,7 +889,7 @@ export class Cluster {
     }
     this.#incarnation = now;
     for (const other of this.#nodes) {
-      if (other === node || other.served === null) continue;
+      if (other === node || other.served === null || this.#several) continue;
       other.served = null;
       this.#emit({ type: 'superseded', server: other.state, by: node.state });
     }
@@ -756,7 +897,7 @@ export class Cluster {
     const waiting = [...this.#waiting];
     this.#waiting.clear();
     for (const wake of waiting) wake();
-    this.#countLost(node, facts);
+    if (!this.#several) this.#countLost(node, facts);
   }
 
   /** After a promotion: which acknowledged commits did not make it? */
@@ -832,7 +973,7 @@ export class Cluster {
     throw new CodedError('OUTLIVE_UNKNOWN_SERVER', 'plugin', `cluster ${this.name} has no server ${name}`);
   }
 
-  #limit(deadline: number, signals: AbortSignal[] = [], late = (): Error => this.#noWritableServer()): Limit {
+  #limit(deadline: number, signals: AbortSignal[] = [], late = (): Error => this.#noServer()): Limit {
     return limit(this.#outside, deadline, [this.#stopping.signal, ...signals], late);
   }
 

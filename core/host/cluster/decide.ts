@@ -68,6 +68,17 @@ export function elect(seen: readonly Seen[], before: Standing): Election {
   };
 }
 
+/** The same where several servers take writes beside each other: nothing speaks against any of them. One is used where one is needed. */
+export function electAmong(seen: readonly Seen[], before: Standing): Election {
+  const writing = seen.filter(({ reachable, facts }) => reachable && facts?.writable === true);
+  const chosen = writing.find(({ name }) => name === before.primary) ?? writing[0] ?? null;
+  return {
+    standing: { system: null, timeline: 0, primary: chosen?.name ?? before.primary },
+    writable: chosen?.name ?? null,
+    refused: new Map(),
+  };
+}
+
 /** Before anything is known the primary says which database this is, else the first server that answers. */
 function firstSystem(seen: readonly Seen[]): string | null {
   const known = seen.filter(({ facts }) => facts !== null);

@@ -1,3 +1,4 @@
+export { Choice, type Wish } from './choice.js';
 export { Cluster, type ClusterOptions } from './cluster.js';
 export type { Outside } from './outside.js';
 export {

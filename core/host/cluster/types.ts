@@ -6,6 +6,7 @@ import {
   type ServerFacts,
 } from '../../contract/index.js';
 import type { Wire } from '../../io/index.js';
+import type { Choice, Release } from './choice.js';
 
 /** One configured server as it is known now. One object per server for the life of the cluster; its members change. */
 export interface ServerState {
@@ -20,6 +21,8 @@ export interface ServerState {
   reachable: boolean;
   /** When it last answered; -1 before the first answer. */
   lastSeen: number;
+  /** Bytes of the primary's log that this standby has not replayed, at least; null of a primary, and when it is not known. */
+  behind: number | null;
   /** Why it is never used as it is now, in words; null when nothing stands against it. */
   refused: string | null;
 }
@@ -46,6 +49,8 @@ export interface BackendConnection {
   readonly origin: Origin | null;
   /** Whether it was logged in beforehand. */
   readonly spare: boolean;
+  /** To be called when it is over; not needed where nobody chose. */
+  readonly release?: Release;
 }
 
 /** What a session asks for. */
@@ -58,6 +63,12 @@ export interface AcquireRequest {
   readonly signal: AbortSignal;
   /** The session is not one for repair: spares are of no use to it. */
   readonly passThrough?: boolean;
+  /** Which server it may be; without it the one that takes writes. */
+  readonly choice?: Choice | null;
+  /** No session: it does not count among those that the choice goes by. */
+  readonly uncounted?: boolean;
+  /** Name of the server that is chosen if it is eligible. */
+  readonly preferred?: string;
   /** Whether somebody waits for the connection now: then it comes before those that nobody waits for. */
   readonly urgent?: () => boolean;
 }
@@ -81,6 +92,8 @@ export type ClusterEvent =
   | { readonly type: 'primary-found'; readonly server: ServerState }
   /** Nothing was heard of the server for `detection.silence`: connections to it that owe an answer are dead. */
   | { readonly type: 'server-silent'; readonly server: ServerState }
+  /** The server was started anew: connections to the life before are dead, even if nobody said so. */
+  | { readonly type: 'server-restarted'; readonly server: ServerState }
   /** `by` took over: connections to `server` are void, whatever they still seem to do. */
   | { readonly type: 'superseded'; readonly server: ServerState; readonly by: ServerState }
   /** Commits that were acknowledged to clients are missing on the promoted server. */

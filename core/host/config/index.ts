@@ -14,10 +14,12 @@ export type {
   ListenerConfig,
   LoadedFile,
   LogConfig,
+  MisplacedReason,
   MonitorConfig,
   PairConfig,
   PluginUse,
   PromotionConfig,
   ServerConfig,
+  SessionBalanceConfig,
 } from './types.js';
 export { formatDuration, formatSize, parseDuration, parseSize } from './units.js';

@@ -3,7 +3,7 @@ import { readFile } from 'node:fs/promises';
 import { dirname, relative, resolve } from 'node:path';
 import { type Document, isAlias, isMap, isNode, isScalar, LineCounter, parseDocument } from 'yaml';
 import type { z } from 'zod';
-import { ADDRESS_BALANCE } from '../../cluster/balance.js';
+import { ADDRESS_BALANCE, SESSION_BALANCE } from '../../cluster/balance.js';
 import { ConfigError, closest, type Path, type Problem, writePath } from './problems.js';
 import { type ConfigInput, type ConfigShape, configSchema, SECRET_ISSUE } from './schema.js';
 import type { ActionUse, Config, PairConfig, PromotionConfig } from './types.js';
@@ -239,6 +239,7 @@ function crossCheck(input: unknown): Finding[] {
       const message = `is missing: auth ${listener.auth} needs to know the users; add credentials: { plugin: credentials-file, path: users.txt }`;
       findings.push({ path: [...path, 'credentials'], message });
     }
+    findings.push(...crossCheckTarget(listener, path, clusters));
     const tls = mapping(listener.tls);
     for (const key of ['cert', 'key']) {
       const other = key === 'cert' ? 'key' : 'cert';
@@ -289,6 +290,32 @@ function crossCheck(input: unknown): Finding[] {
       });
     }
   });
+  return findings;
+}
+
+/** What a listener's target needs of its cluster, and what is of no use without it. */
+function crossCheckTarget(listener: Record<string, unknown>, path: Path, clusters: readonly unknown[]): Finding[] {
+  const findings: Finding[] = [];
+  const wrong = (key: Path, message: string) => findings.push({ path: [...path, ...key], message });
+  const { target = 'primary' } = listener;
+  const cluster = clusters.map(mapping).find(({ name }) => name === listener.cluster);
+  if (target !== 'primary' && cluster !== undefined && cluster.monitor === undefined) {
+    wrong(['target'], 'needs a monitor of the cluster, which tells what each server is; add monitor: { user: ... }');
+  }
+  if (target === 'any' && cluster !== undefined && cluster.writers !== 'several') {
+    wrong(
+      ['target'],
+      'any needs a cluster in which several servers take writes; add writers: several to it, or use primary',
+    );
+  }
+  if (target !== 'standby' && listener.standby !== undefined) wrong(['standby'], 'is only used with target: standby');
+  const { on, start = SESSION_BALANCE.start, stop = SESSION_BALANCE.stop } = mapping(listener.balance);
+  if (target === 'primary' && on === true) {
+    wrong(['balance', 'on'], 'is of no use with target: primary, where all sessions are on one server');
+  }
+  if (Number(stop) >= Number(start)) {
+    wrong(['balance', 'stop'], `must be less than start (${start}), or sessions would go to and fro`);
+  }
   return findings;
 }
 
@@ -367,6 +394,7 @@ function finish(shape: ConfigShape, file: string | null, baseDir: string): Confi
     baseDir,
     listeners: shape.listeners.map((listener, index) => ({
       ...listener,
+      balance: { ...listener.balance, on: listener.balance.on ?? listener.target !== 'primary' },
       // Where all connections use TLS no other gateway can go on with any.
       durability:
         listener.durability ?? (shape.pair === undefined || listener.tls.mode === 'require' ? 'local' : 'pair'),

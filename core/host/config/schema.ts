@@ -2,7 +2,7 @@ import { createPrivateKey, X509Certificate } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { z } from 'zod';
-import { ADDRESS_BALANCE } from '../../cluster/balance.js';
+import { ADDRESS_BALANCE, SESSION_BALANCE } from '../../cluster/balance.js';
 import { Sensitive } from './sensitive.js';
 import type { Address, LoadedFile } from './types.js';
 import { DURATION_PATTERN, formatDuration, parseDuration, parseSize, SIZE_PATTERN } from './units.js';
@@ -242,6 +242,58 @@ export function configSchema(context: SchemaContext) {
     .prefault({})
     .describe('What happens to the sessions of this listener when a server is lost.');
 
+  const on = (what: string, preset = true) => z.boolean().default(preset).describe(what);
+
+  const balance = z
+    .strictObject({
+      on: z
+        .boolean()
+        .optional()
+        .describe('Sessions that are live move between servers; the default is true for target standby and any.'),
+      conditions: z
+        .strictObject({
+          uneven: on('A server has many more sessions of this listener than another one: some of them move.'),
+          fallback: on('A session is on the primary because there was no standby, and one is there: it moves.'),
+          lagging: on('A standby is further behind than standby.maxLag: its sessions move.'),
+          promoted: on('A standby has become the primary: its sessions move.'),
+        })
+        .prefault({})
+        .describe('What makes live sessions move.'),
+      start: decimal(1.01, 1000)
+        .default(SESSION_BALANCE.start)
+        .describe('Sessions begin to move when a server has so many times as many of them as another one.'),
+      stop: decimal(1, 1000)
+        .default(SESSION_BALANCE.stop)
+        .describe('They move until it has less than so many times as many; less than start.'),
+      slack: decimal(0, 1_000_000)
+        .default(SESSION_BALANCE.slack)
+        .describe('Added to the sessions of each before they are compared: 3 against 1 is no imbalance.'),
+      sustain: duration(0)
+        .prefault(formatDuration(SESSION_BALANCE.sustain))
+        .describe('How long that must last before anything moves.'),
+      halfLife: duration(1)
+        .prefault(formatDuration(SESSION_BALANCE.halfLife))
+        .describe('Half-life of the smoothed figures that are compared.'),
+      movesPerMinute: decimal(0.01, 600_000)
+        .default(SESSION_BALANCE.movesPerMinute)
+        .describe('Sessions that move at most, for whatever reason.'),
+      rest: duration(0)
+        .prefault(formatDuration(SESSION_BALANCE.rest))
+        .describe('A session that changed its server, for whatever reason, is not moved for so long to even out.'),
+      noReturn: duration(0)
+        .prefault(formatDuration(SESSION_BALANCE.noReturn))
+        .describe('And it does not go back to where it came from for so long.'),
+      pause: duration(0)
+        .prefault('5s')
+        .describe('Nothing moves for so long after a server came, went or changed what it is.'),
+      patience: duration(10)
+        .prefault('5s')
+        .describe('How long a chosen session is waited for to be idle before it is left where it is.'),
+      replay: on('Sessions amid a transaction move too: it is rolled back and repeated on the new server.', false),
+    })
+    .prefault({})
+    .describe('When and how fast live sessions move between the servers, where target allows several.');
+
   const listener = z.strictObject({
     name: name().describe('Name of the listener, unique; appears in logs and metrics.'),
     codec: text().describe(
@@ -250,6 +302,27 @@ export function configSchema(context: SchemaContext) {
     options: z.record(z.string(), z.unknown()).default({}).describe("The codec's own options."),
     listen: address().describe('Address that clients connect to: host:port or [::1]:port; port 0 takes a free one.'),
     cluster: text().describe('Name of the cluster that stands behind it.'),
+    target: z
+      .enum(['primary', 'standby', 'any'])
+      .default('primary')
+      .describe(
+        'Servers for its sessions. primary: the one that takes writes; standby: for reading only, a standby with the fewest sessions; any: of several servers that take writes (cluster: writers: several) the one with the fewest sessions.',
+      ),
+    standby: z
+      .strictObject({
+        maxLag: size()
+          .prefault('16MiB')
+          .describe(
+            'A standby that is behind the primary by more bytes of log is not used, until it has caught up by half.',
+          ),
+        without: z
+          .enum(['primary', 'refuse'])
+          .default('primary')
+          .describe('Where no standby can be used: primary: sessions go there, for reading only; refuse: they wait.'),
+      })
+      .prefault({})
+      .describe('For target standby.'),
+    balance,
     auth: text().describe(
       'How clients prove who they are: one of the ways that the codec knows, such as scram-sha-256.',
     ),
@@ -337,6 +410,12 @@ export function configSchema(context: SchemaContext) {
       })
       .optional()
       .describe('Makes a lost primary unable to act before another one is promoted: a plugin with its options.'),
+    writers: z
+      .enum(['one', 'several'])
+      .default('one')
+      .describe(
+        'How many of the servers take writes at a time. several: for systems with more than one (multi-primary); none is refused then because another one takes writes.',
+      ),
     spares: z
       .strictObject({
         perIdentity: whole(0, 10_000).default(0).describe('Warm sessions per user and database.'),
@@ -359,8 +438,6 @@ export function configSchema(context: SchemaContext) {
       .prefault({})
       .describe('How a silent loss of a server is noticed.'),
   });
-
-  const on = (what: string, preset = true) => z.boolean().default(preset).describe(what);
 
   const pair = z.strictObject({
     name: name().describe('Name of this gateway, unlike that of the other one.'),

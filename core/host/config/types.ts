@@ -59,6 +59,25 @@ export interface FailoverConfig {
   readonly unprotected: 'allow' | 'refuse';
 }
 
+/** What of a listener's live sessions moves between servers, when and how fast; times in ms. */
+export interface SessionBalanceConfig
+  extends Pick<
+    BalanceConfig,
+    'start' | 'stop' | 'slack' | 'sustain' | 'halfLife' | 'movesPerMinute' | 'rest' | 'noReturn'
+  > {
+  readonly on: boolean;
+  readonly conditions: Readonly<Record<'uneven' | MisplacedReason, boolean>>;
+  /** Nothing moves for so long after a server changed. */
+  readonly pause: number;
+  /** How long a chosen session is waited for to come to a safe point. */
+  readonly patience: number;
+  /** Open transactions move by replay. */
+  readonly replay: boolean;
+}
+
+/** Why a session is on a server that its listener would not choose now. */
+export type MisplacedReason = 'fallback' | 'lagging' | 'promoted';
+
 /** One listener, normalized. */
 export interface ListenerConfig {
   readonly name: string;
@@ -66,6 +85,11 @@ export interface ListenerConfig {
   readonly options: Readonly<Record<string, unknown>>;
   readonly listen: Address;
   readonly cluster: string;
+  /** Which servers its sessions live on. */
+  readonly target: 'primary' | 'standby' | 'any';
+  /** For target standby: how far behind one may be, in bytes, and what to do where there is none. */
+  readonly standby: { readonly maxLag: number; readonly without: 'primary' | 'refuse' };
+  readonly balance: SessionBalanceConfig;
   readonly auth: string;
   readonly credentials: PluginUse | null;
   readonly tls: {
@@ -106,6 +130,8 @@ export interface ClusterConfig {
   readonly monitor: MonitorConfig | null;
   readonly promotion: PromotionConfig | null;
   readonly fence: ActionUse | null;
+  /** `several`: servers that take writes beside each other are no accident. */
+  readonly writers: 'one' | 'several';
   readonly spares: { readonly perIdentity: number; readonly total: number };
   readonly logins: { readonly concurrent: number };
   readonly detection: { readonly silence: number };
