@@ -299,8 +299,11 @@ function remember(carried: readonly Carried[]): BalanceMemory['smooth'] {
   );
 }
 
-/** At most one second's worth is saved up, at least one move. */
-function refill(now: number, before: BalanceMemory['allowance'], { movesPerMinute }: BalanceConfig) {
+/**
+ * What the speed limit allows now. At most one second's worth is saved up, at least one move.
+ * @param before what {@link BalanceMemory} tells of it
+ */
+export function refill(now: number, before: BalanceMemory['allowance'], { movesPerMinute }: BalanceConfig) {
   const most = Math.max(1, movesPerMinute / 60);
   if (before === null) return { moves: most, at: now };
   return { moves: Math.min(most, before.moves + (Math.max(0, now - before.at) * movesPerMinute) / 60_000), at: now };

@@ -16,6 +16,7 @@ import {
   formatDuration,
   formatSize,
   type LimitsConfig,
+  type ListenerConfig,
   type PluginUse,
 } from './config/index.js';
 import { type Extensions, startPlugin } from './registry.js';
@@ -97,6 +98,9 @@ export function describeConfig(config: Config, extensions: Extensions, here: Abi
         credentials: listener.credentials?.plugin ?? null,
         tls: listener.tls.mode,
         cluster: listener.cluster,
+        target: listener.target,
+        standby: listener.standby,
+        balance: listener.balance,
         durability: listener.durability,
         mutables: listener.mutables,
         limits: listener.limits,
@@ -177,6 +181,26 @@ function findGaps(config: Config, extensions: Extensions): Gap[] {
         'mutables: keep',
       );
     }
+    if (listener.target === 'standby') {
+      const nowhere =
+        'a repeatable read or serializable transaction whose standby is lost fails (40001) when what it read has changed since';
+      add(where, nowhere, null);
+      add(
+        where,
+        'what a session reads can be older on the standby that it goes on with (replication lag)',
+        'standby.maxLag',
+      );
+      if (codec.readOnly === undefined) {
+        add(
+          where,
+          'the codec cannot keep sessions from writing where there is no standby',
+          'standby: { without: refuse }',
+        );
+      }
+    }
+    if (listener.target === 'any') {
+      add(where, 'a commit in doubt waits until its own server is back: no other one can tell its outcome', null);
+    }
     for (const gap of codecGaps(codec)) add(where, gap, null);
   }
   for (const cluster of config.clusters) {
@@ -235,6 +259,21 @@ function describeMutables(policy: 'keep' | 'strict', able: boolean): string {
     : 'keep, which the codec cannot do: a repeated transaction fails when a value that the server made up differs';
 }
 
+function describeTarget({ target, standby, balance }: Pick<ListenerConfig, 'target' | 'standby' | 'balance'>): string {
+  if (target === 'primary') return 'primary: the server that takes writes';
+  const what =
+    target === 'any'
+      ? 'any: of the servers that take writes the one with the fewest sessions'
+      : `standby: for reading only, the one with the fewest sessions that is behind by ${formatSize(standby.maxLag)} at most; ` +
+        `without one: ${standby.without === 'primary' ? 'the primary' : 'they wait'}`;
+  if (!balance.on) return `${what}; live sessions stay where they are`;
+  const off = Object.entries(balance.conditions).flatMap(([name, on]) => (on ? [] : [name]));
+  return (
+    `${what}; live sessions move when idle${balance.replay ? ' or by replay' : ''}, ` +
+    `${balance.movesPerMinute} a minute at most${off.length === 0 ? '' : `, but not when ${off.join(', ')}`}`
+  );
+}
+
 function describeDurability(durability: 'local' | 'pair'): string {
   return durability === 'pair'
     ? 'pair: clients get nothing that the other gateway does not hold'
@@ -268,6 +307,7 @@ export function renderReport(report: CheckReport, width = 100): string {
         ['auth', `${listener.auth}${listener.credentials === null ? '' : `, users from ${listener.credentials}`}`],
         ['tls', listener.tls],
         ['cluster', listener.cluster],
+        ['target', describeTarget(listener)],
         ...(report.pair === null ? [] : [['durability', describeDurability(listener.durability)] as [string, string]]),
         [
           'failover',

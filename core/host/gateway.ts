@@ -25,8 +25,9 @@ import {
 import { announce, tcpRepairUnavailable } from '../io/tcp/index.js';
 import { abandon } from '../io/tcp/standstill.js';
 import { type Admin, type Order, startAdmin } from './admin.js';
+import { SessionBalancing } from './balancing-backends.js';
 import { VERSION } from './check.js';
-import { Cluster, type ClusterEvent } from './cluster/index.js';
+import { Choice, Cluster, type ClusterEvent } from './cluster/index.js';
 import {
   type ClusterConfig,
   type Config,
@@ -68,6 +69,8 @@ export interface GatewayOptions {
  * to do. All others are served meanwhile; the keeper waits for twice as long.
  */
 const SETTLE_MS = 5000;
+/** How often it is looked whether sessions should be on other servers; they are not moved more often than once a second. */
+const BALANCE_MS = 500;
 /** How long sessions may take to leave when the gateway stops. */
 const STOP_MS = 1000;
 
@@ -126,7 +129,11 @@ class RunningGateway implements Gateway {
     await this.pair?.start();
     if (this.config.admin !== null) {
       const { pair } = this;
-      const metrics = createMetrics(this.stats, pair === null ? null : () => pair.figures());
+      const metrics = createMetrics(this.stats, pair === null ? null : () => pair.figures(), () =>
+        this.doors.flatMap(({ config: { name: listener }, onServers }) =>
+          Object.entries(onServers).map(([server, sessions]) => ({ listener, server, sessions })),
+        ),
+      );
       this.adminServer = await startAdmin(
         this.config.admin.listen,
         { metrics, health: () => this.health(), status: () => this.status(), order: (what) => this.order(what) },
@@ -322,6 +329,12 @@ class RunningGateway implements Gateway {
           }
         }
         break;
+      case 'server-restarted':
+        // As above, of a server that is not the one that takes writes.
+        for (const host of doors.filter(({ chooses }) => chooses).flatMap((door) => door.sessions)) {
+          if (host.server === event.server && host.instance !== event.server.facts!.instance) host.serverVoid();
+        }
+        break;
       case 'lost-commits':
         for (const door of doors) if (door.config.failover.lostCommit === 'stop') door.stopForLostCommits();
         break;
@@ -381,6 +394,9 @@ class Door {
   private greetings = 0;
   private listener: Listener | null = null;
   private linkChecks: NodeJS.Timeout | undefined;
+  private balanceChecks: NodeJS.Timeout | undefined;
+  private readonly choice: Choice | null;
+  private readonly balancing: SessionBalancing<SessionHost> | null;
 
   constructor(
     readonly config: ListenerConfig,
@@ -394,11 +410,28 @@ class Door {
     private readonly keeping: Keeping | null,
     private readonly log: Log,
     private readonly stats: Stats,
-  ) {}
+  ) {
+    const { target, standby, balance } = config;
+    this.choice =
+      target === 'primary'
+        ? null
+        : new Choice(
+            { target, standby },
+            () => cluster.servers(),
+            () => cluster.primary(),
+          );
+    this.balancing = this.choice === null || !balance.on ? null : new SessionBalancing(balance, this.choice, log);
+  }
+
+  /** Its sessions may be on several servers. */
+  get chooses(): boolean {
+    return this.choice !== null;
+  }
 
   async open(): Promise<void> {
     const { listen: address, limits } = this.config;
     const { silence } = this;
+    if (this.balancing !== null) this.balanceChecks = setInterval(() => this.balance(), BALANCE_MS);
     if (silence !== null) {
       this.linkChecks = setInterval(() => {
         for (const host of this.hosts) void host.checkLink(silence);
@@ -467,6 +500,7 @@ class Door {
         listener: this.config,
         codec: this.codec,
         cluster: this.cluster,
+        choice: this.choice,
         credentials: this.credentials,
         tls: this.tls,
         log: this.log,
@@ -492,6 +526,7 @@ class Door {
   /** Takes no clients in any more; another engine on this host does. */
   async leave(): Promise<void> {
     clearInterval(this.linkChecks);
+    clearInterval(this.balanceChecks);
     await this.listener?.close();
   }
 
@@ -512,6 +547,26 @@ class Door {
     return [...this.hosts];
   }
 
+  /** Moves sessions that should be on other servers. */
+  private balance(): void {
+    const { balancing, cluster, config, stats } = this;
+    const { replay, patience } = config.balance;
+    for (const move of balancing!.propose(now(), cluster.servers(), this.sessions)) {
+      const { session, from, to, reason } = move;
+      void session.relocate(to, { replay, patience }).then((left) => {
+        balancing!.over(move, now(), left);
+        if (left) stats.sessionMoved({ listener: config.name, from: from.name, to: to.name, reason });
+      });
+    }
+  }
+
+  /** Sessions by the server that they are on. */
+  get onServers(): Record<string, number> {
+    const found: Record<string, number> = {};
+    for (const { server } of this.hosts) if (server !== null) found[server.name] = (found[server.name] ?? 0) + 1;
+    return found;
+  }
+
   /** Commits that clients were told of are gone: the policy is that nobody goes on as if they were there. */
   stopForLostCommits(): void {
     this.stopped = `listener ${this.config.name} stopped: commits that were acknowledged are missing on the promoted server (failover.lostCommit is stop)`;
@@ -530,12 +585,16 @@ class Door {
       greetings: this.greetings,
       cancelKeys: this.keys.size,
       states,
+      target: this.config.target,
+      servers: this.onServers,
+      balance: this.balancing?.status ?? null,
       stopped: this.stopped,
     };
   }
 
   async close(): Promise<void> {
     clearInterval(this.linkChecks);
+    clearInterval(this.balanceChecks);
     await this.listener?.close();
     for (const host of this.sessions)
       host.fatal({ code: 'OUTLIVE_STOPPING', kind: 'unavailable', message: 'the gateway is being stopped' });

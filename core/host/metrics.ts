@@ -6,6 +6,15 @@ export const PAUSE_BUCKETS: readonly number[] = [0.05, 0.1, 0.25, 0.5, 1, 2, 5, 
 /** Counts by one name (a result, a reason, a code). */
 export type Tally = Map<string, number>;
 
+/** What moves of sessions are counted by. */
+export interface SessionMoves {
+  readonly listener: string;
+  /** Names of the servers. */
+  readonly from: string;
+  readonly to: string;
+  readonly reason: string;
+}
+
 /**
  * What the gateway counts: plain numbers, so that the hot path pays an addition and nothing else. Metrics and status
  * read them when asked.
@@ -45,6 +54,18 @@ export class Stats {
   readonly errors: Tally = new Map();
   /** Pauses of sessions: how many, their sum in seconds, and how many per bucket of {@link PAUSE_BUCKETS} (not cumulated). */
   readonly pauses = { count: 0, sum: 0, buckets: new Array<number>(PAUSE_BUCKETS.length).fill(0) };
+
+  /** Live sessions that were moved to another server, by listener, servers and reason. Kept by {@link sessionMoved}. */
+  readonly moves: (SessionMoves & { count: number })[] = [];
+
+  /** A live session was moved. */
+  sessionMoved({ listener, from, to, reason }: SessionMoves): void {
+    let found = this.moves.find(
+      (each) => each.listener === listener && each.from === from && each.to === to && each.reason === reason,
+    );
+    if (found === undefined) this.moves.push((found = { listener, from, to, reason, count: 0 }));
+    found.count++;
+  }
 
   /** Adds one to a tally. */
   count(tally: Tally, name: string): void {
@@ -111,8 +132,13 @@ export interface Metrics {
  * Offers the counters, and Node's own metrics, to Prometheus.
  *
  * @param pair what to say of the pair; null without one
+ * @param onServers how many sessions are on which server now
  */
-export function createMetrics(stats: Stats, pair: (() => PairFigures) | null = null): Metrics {
+export function createMetrics(
+  stats: Stats,
+  pair: (() => PairFigures) | null = null,
+  onServers: () => readonly { listener: string; server: string; sessions: number }[] = () => [],
+): Metrics {
   const registry = new Registry();
   const registers = [registry];
   collectDefaultMetrics({ register: registry });
@@ -149,6 +175,26 @@ export function createMetrics(stats: Stats, pair: (() => PairFigures) | null = n
       for (const [listener, states] of stats.sessions) {
         for (const [state, value] of states) this.set({ listener, state }, value);
       }
+    },
+  });
+  new Gauge({
+    name: 'outlive_server_sessions',
+    help: 'Sessions now, by listener and server.',
+    registers,
+    labelNames: ['listener', 'server'],
+    collect() {
+      this.reset();
+      for (const { listener, server, sessions } of onServers()) this.set({ listener, server }, sessions);
+    },
+  });
+  new Counter({
+    name: 'outlive_session_moves_total',
+    help: 'Live sessions moved to another server, by listener, servers and reason.',
+    registers,
+    labelNames: ['listener', 'from', 'to', 'reason'],
+    collect() {
+      this.reset();
+      for (const { count, ...labels } of stats.moves) this.inc({ ...labels }, count);
     },
   });
   tally('outlive_sessions_total', 'Sessions since the start.', 'listener', () => stats.sessionsTotal);

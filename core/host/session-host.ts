@@ -22,11 +22,12 @@ import { runExchange, type ServerTls, type Wire } from '../io/index.js';
 import type { FrozenTcp } from '../io/tcp/index.js';
 import { Session } from '../session/session.js';
 import type { SessionIo } from '../session/world.js';
-import type { BackendConnection, Cluster, ServerState } from './cluster/index.js';
+import type { BackendConnection, Choice, Cluster, ServerState } from './cluster/index.js';
 import { LoginRefused } from './cluster/index.js';
 import type { ListenerConfig } from './config/index.js';
 import type { Stats } from './metrics.js';
 import type { Gate, Replica, Subject } from './pair/replica.js';
+import { discard, type Relocatable, Relocation } from './relocation.js';
 import type { Moving, Reservations } from './reservations.js';
 
 /** What a session needs of the gateway around it. */
@@ -34,6 +35,8 @@ export interface SessionEnvironment {
   readonly listener: ListenerConfig;
   readonly codec: Codec;
   readonly cluster: Cluster;
+  /** Chooses the server, where the listener allows several; null where it is the one that takes writes. */
+  readonly choice: Choice | null;
   readonly credentials: CredentialsPlugin | null;
   readonly tls: ServerTls | null;
   readonly log: Log;
@@ -85,11 +88,11 @@ const MAX_BACKOFF_MS = 500;
  * One client connection: owns its wires, runs its exchanges, and feeds the pure {@link Session}. All that waits for the outside
  * world is here; all that decides is there.
  */
-export class SessionHost implements SessionIo {
+export class SessionHost implements SessionIo, Relocatable {
   private session: Session | null = null;
   private codec: SessionCodec | null = null;
   private greeting: Extract<Greeting, { kind: 'session' }> | null = null;
-  private backend: BackendConnection | null = null;
+  private connection: BackendConnection | null = null;
   /** Grows with every server connection; what an older one still says is stale. */
   private generation = 0;
   private readonly abort = new AbortController();
@@ -100,7 +103,13 @@ export class SessionHost implements SessionIo {
   private closedInDoubt = false;
   private statusTold: string | null = null;
   /** The present search for a server: from the loss until the session goes on. */
-  private episode: { readonly since: number; readonly deadline: number; attempts: number } | null = null;
+  private episode: {
+    readonly since: number;
+    readonly deadline: number;
+    /** Nothing was lost: the session was moved. */
+    readonly planned: boolean;
+    attempts: number;
+  } | null = null;
   /** Attempts that the latest search took, and what was answered by then. */
   private tried = { attempts: 0, answered: -1 };
   private keepalive: NodeJS.Timeout | null = null;
@@ -119,6 +128,16 @@ export class SessionHost implements SessionIo {
   /** The peer forgets the connection. */
   private readonly unmention: () => void;
 
+  private get backend(): BackendConnection | null {
+    return this.connection;
+  }
+
+  /** However the session leaves a server, it no longer counts as being there. */
+  private set backend(connection: BackendConnection | null) {
+    if (connection !== this.connection) this.connection?.release?.();
+    this.connection = connection;
+  }
+
   /** The server that this session is on now, or null. */
   get server(): ServerState | null {
     return this.backend?.server ?? null;
@@ -128,6 +147,14 @@ export class SessionHost implements SessionIo {
   get instance(): string | null {
     return this.backend?.origin?.facts.instance ?? null;
   }
+
+  /** What that server was when the connection was made, or null. */
+  get role(): 'primary' | 'standby' | null {
+    return this.backend?.origin?.facts.role ?? null;
+  }
+
+  /** The last time that it changed its server, for whatever reason; null when it never did. */
+  moved: { readonly at: number; readonly from: string } | null = null;
 
   /** True when the client waits for an answer or holds a transaction. */
   get owes(): boolean {
@@ -205,6 +232,14 @@ export class SessionHost implements SessionIo {
     await this.enter(greeting, rest);
   }
 
+  /** What the client asked for when it came, as its server is told. */
+  private startup(): unknown {
+    const { codec, choice } = this.env;
+    const { startup } = this.greeting!;
+    // So that it cannot write where there is no standby, or the standby has become the primary.
+    return choice?.wish.target === 'standby' && codec.readOnly !== undefined ? codec.readOnly(startup) : startup;
+  }
+
   private firstChunk(timeoutMs: number): Promise<Uint8Array | null> {
     const wire = this.wire;
     return new Promise((resolve) => {
@@ -233,12 +268,13 @@ export class SessionHost implements SessionIo {
         `${greeting.passThrough} cannot be protected, and failover.unprotected of listener ${listener.name} is refuse`,
       );
     }
-    const { identity, startup } = greeting;
+    const { identity } = greeting;
     let connection: BackendConnection;
     try {
       connection = await cluster.acquire({
         identity,
-        startup,
+        startup: this.startup(),
+        choice: env.choice,
         deadline: env.now() + listener.failover.wait,
         signal: this.abort.signal,
         passThrough: greeting.passThrough !== null,
@@ -251,12 +287,12 @@ export class SessionHost implements SessionIo {
       throw error;
     }
     if (!wire.open) {
-      this.discard(connection);
+      discard(connection);
       return;
     }
     const database = identity.database;
     // Without the catalogue nothing can be told to be a plain read, and everything is guarded: slower, and still right.
-    if (codec.learn !== undefined) await cluster.learned(database, identity).catch(() => undefined);
+    if (codec.learn !== undefined) await cluster.learned(database, identity, env.choice).catch(() => undefined);
     this.codec = codec.session({ greeting, shared: () => cluster.learnedNow(database), options: listener.options });
     const session = new Session(
       this.codec,
@@ -274,11 +310,15 @@ export class SessionHost implements SessionIo {
     this.cancelKey = Buffer.from(key).toString('hex');
     env.keys.set(this.cancelKey, this);
     if (this.left(connection)) return;
-    connection = await this.reserve(connection, this.codec);
+    const acquired = connection;
+    connection = await this.reserve(acquired, this.codec).catch((error) => {
+      discard(acquired);
+      throw error;
+    });
     if (this.left(connection)) return;
     this.attach(connection);
     const welcome = this.codec.welcome(connection.login, key);
-    session.attached();
+    session.attached(this.role === 'standby');
     if (greeting.passThrough !== null) session.passThrough(greeting.passThrough);
     wire.onData = (chunk) => this.fromClient(chunk);
     wire.onDrain = () => this.easeServer();
@@ -298,7 +338,7 @@ export class SessionHost implements SessionIo {
   private left(connection: BackendConnection): boolean {
     const { wire } = this;
     if (wire.open && connection.wire.open) return false;
-    this.discard(connection);
+    discard(connection);
     if (wire.open)
       throw new CodedError('OUTLIVE_EXCHANGE_CLOSED', 'server', 'the server closed the connection during login');
     this.end();
@@ -466,14 +506,9 @@ export class SessionHost implements SessionIo {
     }
     if (this.recovering) this.endSearch();
     this.standing = frozen;
+    this.relocation?.cancel();
     this.generation++;
-    this.backend = null;
-    if (backend !== null) {
-      backend.wire.onData = ignore;
-      backend.wire.onDrain = ignore;
-      backend.wire.onClose = ignore;
-      backend.wire.end(this.codec?.synthesize.goodbye());
-    }
+    if (backend !== null) this.leaveServer(backend);
     return frozen;
   }
 
@@ -600,7 +635,8 @@ export class SessionHost implements SessionIo {
   private async reserve(connection: BackendConnection, { mutables }: SessionCodec): Promise<BackendConnection> {
     const { env } = this;
     const { identity } = this.greeting!;
-    if (mutables === undefined) return connection;
+    // Who only reads holds nothing of what sequences gave, and could not keep a standby from giving it again.
+    if (mutables === undefined || env.choice?.wish.target === 'standby') return connection;
     const { wire } = connection;
     let head = connection.rest;
     const reserve = async (sessions: readonly Moving[]): Promise<unknown> => {
@@ -655,15 +691,8 @@ export class SessionHost implements SessionIo {
     const connection = this.backend;
     this.generation++;
     this.backend = null;
-    if (connection !== null) this.discard(connection);
+    if (connection !== null) discard(connection);
     this.holdClient('server', false);
-  }
-
-  private discard({ wire }: BackendConnection): void {
-    wire.onData = () => {};
-    wire.onDrain = () => {};
-    wire.onClose = () => {};
-    wire.destroy();
   }
 
   // ------------------------------------------------------------------------------------------------------------- bytes
@@ -680,6 +709,7 @@ export class SessionHost implements SessionIo {
       this.broken(error, 'client');
     }
     replica?.done();
+    this.relocation?.consider();
   }
 
   private fromServer(chunk: Uint8Array): void {
@@ -694,6 +724,7 @@ export class SessionHost implements SessionIo {
       this.broken(error, 'server');
     }
     replica?.done();
+    this.relocation?.consider();
   }
 
   private serverClosed(): void {
@@ -782,7 +813,7 @@ export class SessionHost implements SessionIo {
     if (wire.open) {
       const broke = code === 'OUTLIVE_EXCHANGE_TIMEOUT' || code === 'OUTLIVE_EXCHANGE_CLOSED';
       const kind: GatewayError['kind'] =
-        code === 'OUTLIVE_NO_WRITABLE_SERVER' || broke
+        code === 'OUTLIVE_NO_WRITABLE_SERVER' || code === 'OUTLIVE_NO_STANDBY' || broke
           ? 'unavailable'
           : code === 'OUTLIVE_UNPROTECTED_REFUSED'
             ? 'refused'
@@ -871,7 +902,8 @@ export class SessionHost implements SessionIo {
     const generation = this.generation;
     const instance = this.backend?.origin?.facts.instance ?? null;
     this.tellState();
-    const verdict = server === undefined ? Promise.resolve('gone' as const) : env.cluster.doubt(server, instance);
+    const verdict =
+      server === undefined ? Promise.resolve('gone' as const) : env.cluster.doubt(server, instance, env.choice);
     verdict
       .catch(() => 'gone' as const)
       .then((what) => {
@@ -889,6 +921,7 @@ export class SessionHost implements SessionIo {
   }
 
   recover(): void {
+    this.relocation?.cancel();
     this.dropBackend();
     this.tellState();
     const { env } = this;
@@ -898,9 +931,10 @@ export class SessionHost implements SessionIo {
       const { session, tried } = this;
       const again = session!.waiting && session!.answered === tried.answered;
       const attempts = again ? tried.attempts : 0;
-      this.episode = { since: now, deadline: now + env.listener.failover.wait, attempts };
+      const planned = this.prepared !== null;
+      this.episode = { since: now, deadline: now + env.listener.failover.wait, attempts, planned };
       this.keepalive ??= setInterval(() => {
-        if (this.standing === null) this.session?.keepalive('outlive: waiting for a server that accepts writes');
+        if (this.standing === null) this.session?.keepalive(`outlive: waiting for ${this.wanted}`);
       }, env.listener.failover.keepalive);
     }
     if (this.moving === null) this.guarded(() => this.move());
@@ -912,7 +946,14 @@ export class SessionHost implements SessionIo {
   /** What this session holds of the lost server's making. */
   private moving: Moving | null = null;
 
+  /** What kind of server it needs, in words. */
+  private get wanted(): string {
+    return this.env.choice?.wish.target === 'standby' ? 'a server to read from' : 'a server that accepts writes';
+  }
+
   private move(): void {
+    // It made the server make up nothing that another session could be given.
+    if (this.env.choice?.wish.target === 'standby') return;
     const gathered = this.gather();
     if (gathered === null) return;
     this.moving = { identity: this.greeting!.identity, gathered };
@@ -958,16 +999,17 @@ export class SessionHost implements SessionIo {
           if (session.inDoubt) await this.settleDoubt(over);
           await this.endOldBackend();
           if (over()) return;
-          const { identity, startup } = this.greeting!;
-          connection = await cluster.acquire({
-            identity,
-            startup,
+          connection = this.takePrepared();
+          connection ??= await cluster.acquire({
+            identity: this.greeting!.identity,
+            startup: this.startup(),
+            choice: env.choice,
             deadline: episode.deadline,
             signal: this.abort.signal,
             urgent: () => this.owes,
           });
           if (over()) {
-            this.discard(connection);
+            discard(connection);
             return;
           }
           episode.attempts++;
@@ -988,13 +1030,15 @@ export class SessionHost implements SessionIo {
             ));
           }
           if (over()) {
-            this.discard(connection);
+            discard(connection);
             return;
           }
           const gone = [...blockers, ...missing];
           this.recovering = false;
           handedOver = true;
           const attached = connection;
+          const from = this.origin?.server ?? null;
+          if (from !== null && from !== attached.server) this.moved = { at: env.now(), from: from.name };
           this.attach(attached);
           if (gone.length > 0) codec.forgetBlockers();
           this.replica?.renew();
@@ -1002,12 +1046,12 @@ export class SessionHost implements SessionIo {
             this.tell('cannotContinue', stateLost(gone));
             for (const { what } of gone) env.stats.count(env.stats.unprotected, what);
           }
-          if (this.backend === attached) this.tell('restored', attached.login, plan);
+          if (this.backend === attached) this.tell('restored', attached.login, plan, this.role === 'standby');
           this.tellState();
           if (rest.length > 0 && this.backend === attached) this.fromServer(rest);
           return;
         } catch (error) {
-          if (connection !== null) this.discard(connection);
+          if (connection !== null) discard(connection);
           if (over()) return;
           // Nothing of it was told to the peer, whose session waits as before.
           if (session.state === 'restoring') session.lost();
@@ -1019,7 +1063,8 @@ export class SessionHost implements SessionIo {
           if (
             env.now() >= episode.deadline ||
             error instanceof LoginRefused ||
-            (error instanceof CodedError && error.code === 'OUTLIVE_NO_WRITABLE_SERVER')
+            (error instanceof CodedError &&
+              (error.code === 'OUTLIVE_NO_WRITABLE_SERVER' || error.code === 'OUTLIVE_NO_STANDBY'))
           ) {
             this.giveUpSearch();
             return;
@@ -1082,13 +1127,15 @@ export class SessionHost implements SessionIo {
     const { env } = this;
     const session = this.session!;
     if (session.inDoubt) this.tell('unknown', outcomeUnknown(session.unit.unprovable ?? 'commit'));
+    const reads = env.choice?.wish.target === 'standby';
+    const code = reads ? 'OUTLIVE_NO_STANDBY' : 'OUTLIVE_NO_WRITABLE_SERVER';
     this.tell('unavailable', {
-      code: 'OUTLIVE_NO_WRITABLE_SERVER',
+      code,
       kind: 'unavailable',
-      message: `no server accepted writes within ${env.listener.failover.wait} ms`,
+      message: `no server ${reads ? 'could be read from' : 'accepted writes'} within ${env.listener.failover.wait} ms`,
       hint: 'The connection is kept; try again.',
     });
-    env.stats.count(env.stats.errors, 'OUTLIVE_NO_WRITABLE_SERVER');
+    env.stats.count(env.stats.errors, code);
     this.endEpisode();
     this.tellState();
   }
@@ -1126,10 +1173,11 @@ export class SessionHost implements SessionIo {
    */
   private async endOldBackend(): Promise<void> {
     const { origin } = this;
-    const { cluster, log } = this.env;
-    if (origin === null || origin === this.endedOrigin || cluster.primary() !== origin.server) return;
+    const { cluster, choice, log } = this.env;
+    if (origin === null || origin === this.endedOrigin) return;
+    if (choice === null ? cluster.primary() !== origin.server : !origin.server.reachable) return;
     try {
-      if ((await cluster.doubt(origin.server, origin.facts.instance)) !== 'same') return;
+      if ((await cluster.doubt(origin.server, origin.facts.instance, choice)) !== 'same') return;
       await cluster.terminate(origin.server, origin.backendId, () => this.owes);
       this.endedOrigin = origin;
     } catch (error) {
@@ -1148,7 +1196,7 @@ export class SessionHost implements SessionIo {
 
   learn(): void {
     const { identity } = this.greeting!;
-    void this.env.cluster.refresh(identity.database, identity).catch(() => undefined);
+    void this.env.cluster.refresh(identity.database, identity, this.env.choice).catch(() => undefined);
   }
 
   resumed(): void {
@@ -1159,7 +1207,7 @@ export class SessionHost implements SessionIo {
   private endEpisode(): void {
     this.settle();
     if (this.episode !== null) {
-      this.env.stats.pause((this.env.now() - this.episode.since) / 1000);
+      if (!this.episode.planned) this.env.stats.pause((this.env.now() - this.episode.since) / 1000);
       this.tried = { attempts: this.episode.attempts, answered: this.session!.answered };
     }
     this.episode = null;
@@ -1218,6 +1266,83 @@ export class SessionHost implements SessionIo {
     replica?.done();
     if (!held && backend !== null)
       await this.env.cluster.cancel(backend.server, backend.login.cancelKey).catch(() => {});
+  }
+
+  /** Its way to another server, while it is on one. */
+  private relocation: Relocation | null = null;
+  /** Where it goes on, once it has left its server for another one. */
+  private prepared: BackendConnection | null = null;
+  private relocationOptions = { preferred: '', replay: false, deadline: 0 };
+
+  /** True when it can be moved to another server without its client noticing more than a pause, as soon as it comes to a safe point. */
+  get relocatable(): boolean {
+    const { codec, session } = this;
+    if (codec === null || session?.state !== 'live' || this.backend === null || this.standing !== null) return false;
+    if (this.relocation !== null || this.recovering) return false;
+    return codec.blockers().length === 0 && (codec.ties?.() ?? []).length === 0;
+  }
+
+  /**
+   * Moves it to another server at its next safe point: when it is idle, or with `replay` also amid a transaction that is rolled back and
+   * repeated there.
+   * @param patience how long it is tried, in ms
+   * @returns whether it left its server
+   */
+  relocate(to: ServerState, { replay, patience }: { replay: boolean; patience: number }): Promise<boolean> {
+    if (!this.relocatable) return Promise.resolve(false);
+    this.relocationOptions = { preferred: to.name, replay, deadline: this.env.now() + patience };
+    return new Promise((resolve) => {
+      this.relocation = new Relocation(this, patience, (left) => {
+        this.relocation = null;
+        resolve(left);
+      });
+      void this.relocation.start();
+    });
+  }
+
+  /** {@link Relocatable.acquire} */
+  acquire(signal: AbortSignal): Promise<BackendConnection> {
+    const { preferred, deadline } = this.relocationOptions;
+    const { cluster, choice } = this.env;
+    const { identity } = this.greeting!;
+    return cluster.acquire({ identity, startup: this.startup(), choice, preferred, deadline, signal });
+  }
+
+  /** {@link Relocatable.safe} */
+  safe(): boolean {
+    const { session, codec } = this;
+    if (session === null || this.backend === null || this.recovering || this.standing !== null) return false;
+    if (!session.atRest && !(this.relocationOptions.replay && session.betweenRequests)) return false;
+    return codec!.blockers().length === 0 && (codec!.ties?.() ?? []).length === 0;
+  }
+
+  /** {@link Relocatable.change} */
+  change(connection: BackendConnection): void {
+    const { backend, session } = this;
+    // What is at rest holds nothing on its old server; a transaction there must be gone before it is repeated.
+    if (session!.atRest) this.endedOrigin = this.origin;
+    this.prepared = connection;
+    this.leaveServer(backend!);
+    this.tell('lost');
+  }
+
+  /** The prepared connection, if it is still one. */
+  private takePrepared(): BackendConnection | null {
+    const { prepared } = this;
+    this.prepared = null;
+    if (prepared === null || prepared.wire.open) return prepared;
+    discard(prepared);
+    return null;
+  }
+
+  /** Says goodbye to the server. */
+  private leaveServer({ wire }: BackendConnection): void {
+    this.generation++;
+    this.backend = null;
+    wire.onData = ignore;
+    wire.onDrain = ignore;
+    wire.onClose = ignore;
+    wire.end(this.codec?.synthesize.goodbye());
   }
 
   /** Chunks from both sides. */
@@ -1283,16 +1408,14 @@ export class SessionHost implements SessionIo {
     this.unmention();
     this.replica?.close();
     this.settle();
-    const { backend } = this;
+    this.relocation?.cancel();
+    const { backend, prepared } = this;
     this.generation++;
     this.backend = null;
+    this.prepared = null;
+    if (prepared !== null) discard(prepared);
     if (this.session !== null && this.session.state !== 'closed') this.guarded(() => this.session!.close());
-    if (backend !== null) {
-      backend.wire.onData = () => {};
-      backend.wire.onDrain = () => {};
-      backend.wire.onClose = () => {};
-      backend.wire.end(this.codec?.synthesize.goodbye());
-    }
+    if (backend !== null) this.leaveServer(backend);
     this.abort.abort();
     if (this.cancelKey !== '') this.env.keys.delete(this.cancelKey);
     if (this.keepalive !== null) clearInterval(this.keepalive);

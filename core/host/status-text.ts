@@ -45,7 +45,16 @@ export interface GatewayStatus {
   } | null;
   readonly uptimeSeconds?: number;
   readonly health?: { readonly healthy: boolean; readonly reasons: readonly string[] };
-  readonly listeners?: readonly { readonly name: string; readonly port: number; readonly clients: number }[];
+  readonly listeners?: readonly {
+    readonly name: string;
+    readonly port: number;
+    readonly clients: number;
+    readonly target?: string;
+    /** Sessions by server. */
+    readonly servers?: Readonly<Record<string, number>>;
+    /** Of live sessions between servers; null where they stay. */
+    readonly balance?: { readonly verdict: string; readonly moved: number; readonly failed: number } | null;
+  }[];
   readonly clusters?: readonly {
     readonly name: string;
     readonly primary: string | null;
@@ -87,6 +96,14 @@ export function statusText(status: unknown): string {
   if (listeners.length > 0) {
     const rows = listeners.map(({ name, port, clients }) => [name, port, clients]);
     parts.push(table(['Listener', 'Port', 'Clients'], rows, [1, 2]));
+    const places = listeners.flatMap(({ name, target = 'primary', servers = {}, balance }) => {
+      if (target === 'primary') return [];
+      const on = Object.entries(servers).map(([server, sessions]) => `${server} ${sessions}`);
+      const moves = balance == null ? ['', '', 'off'] : [balance.moved, balance.failed, balance.verdict];
+      return [[name, target, on.join(', '), ...moves]];
+    });
+    const head = ['Listener', 'Target', 'Sessions on', 'Moved', 'Not moved', 'Balance'];
+    if (places.length > 0) parts.push(table(head, places, [3, 4]));
   }
   if (clusters.length > 0) {
     const rows = clusters.flatMap(({ name, primary, servers }) =>

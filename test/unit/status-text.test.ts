@@ -124,6 +124,25 @@ describe('the status for people', () => {
     expect(ill).toMatch(/^NOT HEALTHY, up for 62 min\n {2}cluster main has no server that accepts writes\n/);
   });
 
+  it('tells which servers sessions are on, where that is chosen', () => {
+    const place = { port: 1, target: 'standby', servers: { db2: 3, db3: 4 } };
+    const told = (balance: object | null) =>
+      statusText({ ...STATUS, listeners: [{ name: 'reading', clients: 7, ...place, balance }] } as GatewayStatus);
+    const cells = (text: string) => text.split('\n').find((line) => line.includes('db2 3, db3 4'));
+    const one = cells(told({ verdict: 'balanced', moved: 12, failed: 2, moving: 0 }));
+    expect(one?.split('│').map((cell) => cell.trim())).toEqual([
+      '',
+      'reading',
+      'standby',
+      'db2 3, db3 4',
+      '12',
+      '2',
+      'balanced',
+      '',
+    ]);
+    expect(cells(told(null))).toMatch(/ off +│$/);
+  });
+
   it('knows a peer that was never heard, and one that is not heard any more', () => {
     const alone = statusText({ ...STATUS, pair: { ...PAIR, peer: null, peerHeardMsAgo: null, link: 'down' } });
     expect(row(alone, 'Gateway')).toEqual(['left', 'the other one']);
