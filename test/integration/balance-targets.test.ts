@@ -137,9 +137,9 @@ describe('several servers that take writes', () => {
     await late.query('begin');
     await late.query('update t set v = 200');
     await made[1].freeze();
+    const { requests } = door.gateway.stats;
     const commit = late.query('commit');
-    await eventually(() => door.gateway.stats.requests > 0);
-    await new Promise((resolve) => setTimeout(resolve, 200));
+    await eventually(() => door.gateway.stats.requests > requests);
     await made[1].kill();
     await eventually(() => door.gateway.stats.inDoubt === 1);
     await made[1].start();
