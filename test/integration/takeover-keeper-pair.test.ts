@@ -11,8 +11,8 @@ import { eventually } from '../kit/servers.js';
 import { GatewayPair, type GatewayPairOptions, PORT } from '../kit/takeover.js';
 
 /** K2, and the upgrade of K13: two gateways, each under a keeper. CRASHES says how often the engine is killed, UPGRADES how often it is replaced. */
-const CRASHES = Number(process.env.CRASHES ?? 2);
-const UPGRADES = Number(process.env.UPGRADES ?? 3);
+const CRASHES = Number(process.env.CRASHES ?? 1);
+const UPGRADES = Number(process.env.UPGRADES ?? 2);
 const COUNTS = { idle: 6, transaction: 6, waiting: 4, result: 4, commit: 4, echo: 6, stream: 1, transfer: 14 };
 const ALL = Object.values(COUNTS).reduce((sum, count) => sum + count, 0);
 

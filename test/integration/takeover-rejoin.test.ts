@@ -25,7 +25,7 @@ describeLab('a gateway that comes back', () => {
     const { pair, lab } = place;
     const more = hold ? { pair: { holdAcknowledgements: { interface: lab.host('a').interface } } } : {};
     const gateways = await startGateways(place, { proof: 'etcd', ttl: 10_000, clients: 150, ...more });
-    const clients = await connectClients(place, gateways, COUNTS, 50);
+    const clients = await connectClients(place, gateways, COUNTS, 15);
     const at = async () => (await clients.progress()).transactions;
     /** Clients are at work and not merely there. */
     const work = async () => {
