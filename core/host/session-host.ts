@@ -995,6 +995,7 @@ export class SessionHost implements SessionIo, Relocatable {
           });
         }
         let connection: BackendConnection | null = null;
+        let introduced = false;
         try {
           if (session.inDoubt) await this.settleDoubt(over);
           await this.endOldBackend();
@@ -1034,14 +1035,22 @@ export class SessionHost implements SessionIo, Relocatable {
             return;
           }
           const gone = [...blockers, ...missing];
-          this.recovering = false;
-          handedOver = true;
           const attached = connection;
           const from = this.origin?.server ?? null;
+          introduced = true;
+          await this.introduce(attached);
+          if (over()) {
+            discard(attached);
+            return;
+          }
+          this.recovering = false;
+          handedOver = true;
           if (from !== null && from !== attached.server) this.moved = { at: env.now(), from: from.name };
           this.attach(attached);
-          if (gone.length > 0) codec.forgetBlockers();
-          this.replica?.renew();
+          if (gone.length > 0) {
+            codec.forgetBlockers();
+            this.replica?.renew();
+          }
           if (gone.length > 0) {
             this.tell('cannotContinue', stateLost(gone));
             for (const { what } of gone) env.stats.count(env.stats.unprotected, what);
@@ -1053,8 +1062,9 @@ export class SessionHost implements SessionIo, Relocatable {
         } catch (error) {
           if (connection !== null) discard(connection);
           if (over()) return;
-          // Nothing of it was told to the peer, whose session waits as before.
+          // Of what came before the introduction nothing was told to the peer, whose session waits as before.
           if (session.state === 'restoring') session.lost();
+          if (introduced) this.replica?.renew();
           if (error instanceof LoginRefused && !error.outcome.transient) {
             this.wire.end(session.amidFrame ? undefined : error.outcome.bytes);
             this.end();
@@ -1084,6 +1094,23 @@ export class SessionHost implements SessionIo, Relocatable {
     } finally {
       if (!handedOver && own === this.searches) this.recovering = false;
     }
+  }
+
+  /**
+   * Tells the peer of the connection that the session is to go on with, and waits until it knows: should this gateway die then, the peer
+   * has to end what runs there, or its own session waits for the locks of this one.
+   */
+  private async introduce(connection: BackendConnection): Promise<void> {
+    const { replica } = this;
+    this.origin = connection.origin;
+    replica?.renew();
+    await replica?.known();
+    if (!connection.wire.open)
+      throw new CodedError(
+        'OUTLIVE_EXCHANGE_CLOSED',
+        'server',
+        'the server closed the connection of a restored session',
+      );
   }
 
   /** What of the open unit may have made up values that the client holds; null when nothing, or when they are not to be kept. */

@@ -1,6 +1,7 @@
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { expect, it } from 'vitest';
+import type { Host } from '../../core/host/demo/lab/lab.js';
 import { now } from '../../core/host/demo/workload.js';
 import { ackHoldUnavailable } from '../../core/io/hold/index.js';
 import { DRIVER_NAMES, DriverClients, ENTERED } from '../kit/drivers.js';
@@ -121,4 +122,54 @@ describeLab('the host of a gateway is lost', () => {
     expect(await gateways.counts('b')).toMatchObject({ kept: total(STANDING), reset: 0 });
     if (process.env.LOG) console.log({ longest: Math.max(...pauses) });
   });
+
+  it.skipIf(ackHoldUnavailable() !== null)(
+    'its sessions had just got new server sessions: the other one ends those, and waits for none of their locks',
+    async () => {
+      const { lab, pair } = place;
+      // The gateways do not hear each other from some time before the crash on.
+      const a = lab.host('a');
+      const held = { holdAcknowledgements: { interface: a.interface } };
+      const gateways = await startGateways(place, { proof: 'etcd', pair: { silence: '4s', ...held } });
+      const counts = { transaction: 10, transfer: 30 };
+      const clients = await connectClients(place, gateways, counts, 6);
+      let before = new Date();
+      const ask = async () => {
+        const { rows } = await pair.primary.query(
+          `SELECT now() AS now, count(*) FILTER (WHERE xact_start IS NOT NULL AND backend_type = 'client backend')::int AS open
+           FROM pg_stat_activity WHERE client_addr = '${a.address}' AND backend_start > $1`,
+          [before],
+        );
+        return rows[0] as { now: Date; open: number };
+      };
+      before = (await ask()).now;
+      await breakConnections(a, pair.primary.port);
+      await a.cutFrom(lab.host('b'));
+      await a.run('nft', ['delete', 'table', 'inet', 'broken']);
+      // Time to repeat the transactions.
+      const deadline = now() + 1500;
+      await eventually(async () => (await ask()).open > 0 || now() > deadline);
+      const since = now();
+      await clients.watch();
+      await gateways.crash('a');
+      expect(await gateways.took('b')).toMatchObject({ connections: total(counts), lost: 0 });
+      await clients.probe();
+      const { silent } = await clients.pauses(since, 20_000);
+      expect(silent).toBe(0);
+      const report = await clients.finish();
+      expectUnharmed(report, counts);
+      expect(await place.verdict(report)).toMatchObject({ right: true });
+    },
+  );
 });
+
+/** Every connection with this port elsewhere is reset as soon as somebody uses it, until the table `broken` is deleted. Resolves when many were. */
+async function breakConnections(host: Host, port: number): Promise<void> {
+  const rule = `tcp dport ${port} tcp flags & (syn | rst) == 0 counter reject with tcp reset`;
+  const chain = `chain out { type filter hook output priority 0; ${rule}; }`;
+  await host.run('nft', ['-f', '-'], `table inet broken {\n${chain}\n}\n`);
+  await eventually(async () => {
+    const { stdout } = await host.run('nft', ['list', 'table', 'inet', 'broken']);
+    return Number(/packets (\d+)/.exec(stdout)![1]) > 20;
+  });
+}

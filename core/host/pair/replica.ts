@@ -249,6 +249,12 @@ export class Replica {
     return false;
   }
 
+  /** Null when the peer knows all that was told, or there is none; else resolves when that is so. */
+  known(): Promise<void> | null {
+    const { shipper, last } = this;
+    return this.followed && shipper.up && !shipper.holds(last) ? shipper.known(this, last) : null;
+  }
+
   /** What `durable` held may leave. */
   proceed(): void {
     this.due = false;

@@ -24,8 +24,8 @@ const BURST = 64;
 
 interface Held {
   readonly replica: Replica;
-  /** Null: `proceed` is due. A number: so many bytes of the client are safe. */
-  readonly bytes: Uint8Array | number | null;
+  /** Null: `proceed` is due. A number: so many bytes of the client are safe. A function: somebody waits for it, and is not to wait in vain. */
+  readonly bytes: Uint8Array | number | (() => void) | null;
   readonly position: number;
   void: boolean;
 }
@@ -195,7 +195,7 @@ export class Shipper {
 
   /** Keeps bytes until the record at `position` is held by the peer. */
   hold(replica: Replica, bytes: Uint8Array, position: number): void {
-    if (position < this.acknowledged && this.heldFrom === this.held.length) {
+    if (this.holds(position) && this.heldFrom === this.held.length) {
       replica.release(bytes);
       return;
     }
@@ -210,8 +210,20 @@ export class Shipper {
 
   /** `proceed` is called when the record at `position` is held by the peer. */
   afterwards(replica: Replica, position: number): void {
-    if (position < this.acknowledged) setImmediate(() => replica.proceed());
+    if (this.holds(position)) setImmediate(() => replica.proceed());
     else this.held.push({ replica, bytes: null, position, void: false });
+  }
+
+  /** The peer holds the record at `position`. */
+  holds(position: number): boolean {
+    return position < this.acknowledged;
+  }
+
+  /** Resolves when the peer holds the record at `position`, or is not to be waited for any more. */
+  known(replica: Replica, position: number): Promise<void> {
+    return new Promise((resolve) => {
+      this.held.push({ replica, bytes: resolve, position, void: false });
+    });
   }
 
   /** Resolves when the peer holds the record at `position`; rejects when it is gone before, or does not answer in time. */
@@ -219,7 +231,7 @@ export class Shipper {
     return new Promise((resolve, reject) => {
       const timer = setTimeout(() => reject(new Error('the other gateway did not confirm in time')), timeoutMs);
       const check = (): void => {
-        if (this.up && position >= this.acknowledged) return;
+        if (this.up && !this.holds(position)) return;
         this.watchers.delete(check);
         clearTimeout(timer);
         if (this.up) resolve();
@@ -245,6 +257,7 @@ export class Shipper {
       if (entry.void) continue;
       if (entry.bytes === null) entry.replica.proceed();
       else if (typeof entry.bytes === 'number') entry.replica.safe(entry.bytes);
+      else if (typeof entry.bytes === 'function') entry.bytes();
       else entry.replica.release(entry.bytes);
     }
     if (this.heldFrom === this.held.length) {
@@ -263,13 +276,18 @@ export class Shipper {
       if (entry.replica !== replica || entry.void) continue;
       entry.void = true;
       if (entry.bytes instanceof Uint8Array) replica.release(entry.bytes);
+      else if (typeof entry.bytes === 'function') entry.bytes();
     }
   }
 
   /** What waits of this session is no longer to be delivered here. */
   void(replica: Replica): void {
-    for (let i = this.heldFrom; i < this.held.length; i++)
-      if (this.held[i].replica === replica) this.held[i].void = true;
+    for (let i = this.heldFrom; i < this.held.length; i++) {
+      const entry = this.held[i];
+      if (entry.replica !== replica || entry.void) continue;
+      entry.void = true;
+      if (typeof entry.bytes === 'function') entry.bytes();
+    }
   }
 
   remove(replica: Replica): void {
