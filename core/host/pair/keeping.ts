@@ -202,6 +202,8 @@ export class Keeping {
   wire({ fd, shadow }: KeptSession): Wire {
     const { kept } = shadow.opening;
     tcp.thawIfFrozen(fd);
+    // The engine before may have taken it over a moment before it died.
+    tcp.settle(fd);
     let { consumed, written } = socketPositions(fd);
     if (shadow.standstill !== null) {
       // What had come until then was noted, and is still in the kernel's queue.

@@ -384,6 +384,8 @@ export class Pair implements SessionPair {
   }
 
   gate(wire: Wire, opening: Opening, received: number): Gate | null {
+    // One that is leaving, which only the keeper can have.
+    if (opening.tcp === null) return null;
     const { local, remote, receiveBase } = opening.tcp as tcp.TcpIdentity;
     const held = this.hold?.add({ local, remote }, tcp.at(receiveBase, received)) ?? null;
     if (held === null) return null;
