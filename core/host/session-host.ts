@@ -83,6 +83,9 @@ const SEARCHING: ReadonlySet<string> = new Set(['suspended', 'resolving']);
 /** Waits after failed attempts to restore a session: from, to. */
 const BACKOFF_MS = 10;
 const MAX_BACKOFF_MS = 500;
+/** How often the end of an old session is asked for, where the question does not get through, and the first wait in between. */
+const END_ATTEMPTS = 4;
+const END_BACKOFF_MS = 50;
 
 /**
  * One client connection: owns its wires, runs its exchanges, and feeds the pure {@link Session}. All that waits for the outside
@@ -998,7 +1001,7 @@ export class SessionHost implements SessionIo, Relocatable {
         let introduced = false;
         try {
           if (session.inDoubt) await this.settleDoubt(over);
-          await this.endOldBackend();
+          await this.endOldBackend(over);
           if (over()) return;
           connection = this.takePrepared();
           connection ??= await cluster.acquire({
@@ -1197,18 +1200,32 @@ export class SessionHost implements SessionIo, Relocatable {
   /**
    * Where only the connection broke and the server has not noticed, its old session still holds the locks of this one, and what is
    * about to be repeated would wait for them.
+   * @param over true once the search for which this is done is void
    */
-  private async endOldBackend(): Promise<void> {
+  private async endOldBackend(over: () => boolean): Promise<void> {
     const { origin } = this;
     const { cluster, choice, log } = this.env;
     if (origin === null || origin === this.endedOrigin) return;
     if (choice === null ? cluster.primary() !== origin.server : !origin.server.reachable) return;
-    try {
-      if ((await cluster.doubt(origin.server, origin.facts.instance, choice)) !== 'same') return;
-      await cluster.terminate(origin.server, origin.backendId, () => this.owes);
-      this.endedOrigin = origin;
-    } catch (error) {
-      log.debug({ server: origin.server.name, code: (error as CodedError).code }, 'an old session could not be ended');
+    for (let failures = 0; ; ) {
+      try {
+        if (over() || (await cluster.doubt(origin.server, origin.facts.instance, choice)) !== 'same' || over()) return;
+        await cluster.terminate(origin.server, origin.backendId, () => this.owes);
+        this.endedOrigin = origin;
+        return;
+      } catch (error) {
+        const { code, culprit } = error as CodedError;
+        const passing = culprit === 'network' || culprit === 'server';
+        if (!passing || ++failures >= END_ATTEMPTS) {
+          log.warn(
+            { server: origin.server.name, code },
+            'an old session of a client could not be ended, and may hold locks',
+          );
+          return;
+        }
+        const pause = Math.min(MAX_BACKOFF_MS, END_BACKOFF_MS * 2 ** (failures - 1));
+        await sleep(pause, undefined, { signal: this.abort.signal }).catch(() => {});
+      }
     }
   }
 

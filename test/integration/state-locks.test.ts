@@ -1,4 +1,5 @@
 import { describe, expect, it } from 'vitest';
+import { holds } from '../kit/fault-proxy.js';
 import { useFront } from '../kit/front.js';
 import { lost, next, worksAgain } from '../kit/lost.js';
 
@@ -100,5 +101,20 @@ describe('session advisory locks', () => {
     await front.failover();
     await worksAgain(client);
     expect(await held()).toEqual(['0/60/1/ExclusiveLock']);
+  });
+});
+
+describe('locks of a transaction', () => {
+  it('are not waited for where the end of the old session has to be asked for again', async () => {
+    const gateway = await front.gateway();
+    const client = await front.pg(gateway);
+    await client.query('insert into t values (410)');
+    await client.query('begin');
+    const connection = await front.connectionOf(() => client.query('update t set id = 411 where id = 410'), 'id = 411');
+    front.proxy.when('client', holds('pg_terminate_backend'), (asking) => asking.cut(), { times: 2 });
+    connection.strand();
+    expect((await client.query('select id from t where id in (410, 411)')).rows).toEqual([{ id: 411 }]);
+    await client.query('commit');
+    await worksAgain(client);
   });
 });
