@@ -8,6 +8,7 @@ import { allowClose, type Guard, guardUnavailable, installGuard, type RunCommand
 import { SOL_SOCKET, setOption } from '../../core/io/tcp/libc.js';
 import { compiled } from '../kit/gateway-process.js';
 import { namespacesUnavailable, twoHosts } from '../kit/namespaces.js';
+import { eventually } from '../kit/servers.js';
 
 const FOUR = '10.9.1.5';
 const SIX = 'fd0a::5';
@@ -40,6 +41,9 @@ describe.skipIf(namespacesUnavailable !== null)('the guard', () => {
     for (const child of children.splice(0)) child.kill('SIGKILL');
     await guard?.remove();
     guard = null;
+    // What their ends still say, and are answered, would be counted in the next test.
+    const over = (at: typeof host) => at.sh('ss -Htan state connected exclude fin-wait-2 exclude time-wait') === '';
+    await eventually(() => over(host) && over(client), { message: 'the connections of a test are over' });
   });
   afterAll(() => hosts?.remove());
 

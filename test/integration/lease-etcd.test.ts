@@ -118,7 +118,7 @@ describe.skipIf(etcdUnavailable !== null)('leases in etcd', () => {
     const [a, b] = [await start(etcd.endpoints), await start(etcd.endpoints)];
     const lease = (await a.acquire('x', 'A'))!;
     await b.holder('x');
-    etcd.pause();
+    await etcd.pause();
     const asked = performance.now();
     const [holder, acquired, members] = await Promise.allSettled([b.holder('x'), b.acquire('x', 'B'), b.members()]);
     expect(performance.now() - asked).toBeLessThan(TTL / 2 + 200);

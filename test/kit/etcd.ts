@@ -1,10 +1,11 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { freePorts } from '../../plugins/embedded-postgres/index.js';
+import { eventually } from './servers.js';
 
 const PROGRAM = '/usr/bin/etcd';
 
@@ -25,8 +26,8 @@ export interface EtcdOptions {
 /** A real etcd of one member with data of its own. */
 export interface Etcd {
   readonly endpoints: readonly string[];
-  /** SIGSTOP. */
-  pause(): void;
+  /** SIGSTOP. Resolves when it does nothing any more. */
+  pause(): Promise<void>;
   /** SIGCONT. */
   resume(): void;
   kill(): Promise<void>;
@@ -88,7 +89,13 @@ export async function startEtcd({ netns, host = '127.0.0.1', tls }: EtcdOptions 
   }
   return {
     endpoints: [url],
-    pause: () => child?.kill('SIGSTOP'),
+    async pause() {
+      const pid = child?.pid;
+      process.kill(pid!, 'SIGSTOP');
+      await eventually(() =>
+        readdirSync(`/proc/${pid}/task`).every((thread) => isStopped(`/proc/${pid}/task/${thread}/stat`)),
+      );
+    },
     resume: () => child?.kill('SIGCONT'),
     kill,
     restart: start,
@@ -97,4 +104,11 @@ export async function startEtcd({ netns, host = '127.0.0.1', tls }: EtcdOptions 
       rmSync(dir, { recursive: true, force: true });
     },
   };
+}
+
+/** A thread that has begun to run goes on for a moment when its process is stopped. */
+function isStopped(stat: string): boolean {
+  const text = readFileSync(stat, 'latin1');
+  // The state follows the name, which may hold anything (proc(5)).
+  return text.slice(text.lastIndexOf(')') + 2).startsWith('T');
 }
