@@ -3,7 +3,7 @@ import { type ClientCounts, ClientHost, type ClientReport } from '../../core/hos
 import { Lab } from '../../core/host/demo/lab/lab.js';
 import { type LabPair, startPairIn } from '../../core/host/demo/lab/servers.js';
 import { checkLedger, createLedger, type LedgerVerdict, readLedger } from '../../core/host/demo/ledger.js';
-import type { EmbeddedOptions } from '../../plugins/embedded-postgres/index.js';
+import type { EmbeddedOptions, EmbeddedPair } from '../../plugins/embedded-postgres/index.js';
 import { compiled } from './gateway-process.js';
 import { restorePair } from './servers.js';
 
@@ -56,10 +56,40 @@ export class PairLab {
     return clients;
   }
 
+  /**
+   * How long clients waited for their first answer after a moment, in ms. Throws when one got none in time, and says who waits for what.
+   * @param since as for {@link ClientHost.pauses}
+   */
+  async pauses(clients: ClientHost, since: number, timeoutMs = 30_000): Promise<readonly number[]> {
+    return await pausesOf(clients, this.pair, since, timeoutMs);
+  }
+
   /** Compares the database with what clients were told. */
   async verdict({ claims, accounts }: ClientReport): Promise<LedgerVerdict> {
     return checkLedger(await readLedger((sql) => this.pair.primary.query(sql)), claims, accounts);
   }
+}
+
+/** As {@link PairLab.pauses}, with a pair of servers anywhere. */
+export async function pausesOf(
+  clients: ClientHost,
+  { primary }: EmbeddedPair,
+  since: number,
+  timeoutMs = 30_000,
+): Promise<readonly number[]> {
+  const { pauses, silent } = await clients.pauses(since, timeoutMs);
+  if (silent === 0) return pauses;
+  const { connections } = await clients.report();
+  const waiting = connections.filter((one) => one.waiting).map(({ kind, portNow }) => `${kind} from port ${portNow}`);
+  const { rows } = await primary.query(
+    `SELECT pid, host(client_addr) AS host, state, wait_event, pg_blocking_pids(pid) AS blockers, left(query, 60) AS query,
+            extract(epoch FROM now() - state_change)::int AS seconds
+       FROM pg_stat_activity WHERE backend_type = 'client backend' AND state <> 'idle'`,
+  );
+  const sessions = rows.map((row) => JSON.stringify(row)).join('\n');
+  throw new Error(
+    `${silent} clients got no answer; these wait: ${waiting.join(', ')}. What the database does:\n${sessions}`,
+  );
 }
 
 /** Gives a block of tests a {@link PairLab}. */
