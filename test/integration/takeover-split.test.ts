@@ -107,6 +107,24 @@ describeLab('a network that is cut', () => {
     expect(notInTurn(await whole(), gateways.address, owner === 'a' ? ['a'] : ['a', 'b'])).toBeNull();
   });
 
+  it('between the store and the other one, which is just starting: it follows, and takes over when it reaches the store', async () => {
+    const gateways = await startTakeover(place, { clients: 40, proof: 'etcd' });
+    const [b, store] = [gateways.host('b'), place.lab.host('etcd')];
+    const crowd = await Crowd.start(place, gateways);
+    await gateways.b.kill();
+    await b.cutFrom(store);
+    await gateways.start('b');
+    await gateways.followed('a', crowd.connections);
+    await b.mendFrom(store);
+    await eventually(async () => (await gateways.b.status()).pair.self.reaches.store === true);
+    await crowd.clients.watch();
+    const since = now();
+    await gateways.crash('a');
+    expect(await gateways.took('b')).toMatchObject({ lost: 0 });
+    await crowd.answered(since);
+    await crowd.unharmed();
+  });
+
   it('around the store while the database is gone, too: sessions that look for a server stand still, and look again', async () => {
     const gateways = await startTakeover(place, { clients: 40, proof: 'etcd' });
     const store = place.lab.host('etcd');

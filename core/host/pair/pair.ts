@@ -251,7 +251,7 @@ export class Pair implements SessionPair {
     }
     this.linkState = { state: 'down', since: this.now(), why: 'silent' };
     await this.link.start();
-    await this.plugins.lease?.join(this.config.name, { incarnation: this.incarnation });
+    await this.join();
     for (const { address } of this.addresses) {
       this.plugins.lease?.watch(address, (holder) => {
         const own = this.addresses.find((one) => one.address === address)!;
@@ -262,6 +262,17 @@ export class Pair implements SessionPair {
     }
     this.timer = setInterval(() => this.beat(), this.config.beat);
     this.beat();
+  }
+
+  /** Becomes known in the lease store. While that cannot be reached, this gateway is there for what needs no lease, and goes on trying. */
+  private async join(): Promise<void> {
+    try {
+      await this.plugins.lease?.join(this.config.name, { incarnation: this.incarnation });
+    } catch (error) {
+      const { code, culprit, message } = error as CodedError;
+      if (culprit !== 'network') throw error;
+      this.log.warn({ code }, `no address can be served before the lease store is reached: ${message}`);
+    }
   }
 
   /** Makes sure that neither a process that dies nor one that lost its term speaks to clients. */
