@@ -1053,8 +1053,6 @@ export class SessionHost implements SessionIo, Relocatable {
           if (gone.length > 0) {
             codec.forgetBlockers();
             this.replica?.renew();
-          }
-          if (gone.length > 0) {
             this.tell('cannotContinue', stateLost(gone));
             for (const { what } of gone) env.stats.count(env.stats.unprotected, what);
           }
