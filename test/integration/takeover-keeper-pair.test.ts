@@ -1,4 +1,4 @@
-import { writeFileSync } from 'node:fs';
+import { readdirSync, readFileSync, readlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { expect, it } from 'vitest';
 import type { ClientHost } from '../../core/host/demo/lab/clients.js';
@@ -67,6 +67,24 @@ class KeptPair extends GatewayPair {
     const line = await Promise.any(names.map((name) => this.next(name, ({ msg }) => msg === 'serving an address')));
     return line as unknown as { connections: number; lost: number };
   }
+}
+
+/** What holds acknowledgements is closed last when this process dies: Linux closes from the highest descriptor down. */
+function expectHeldLongest(pid: number): void {
+  const opened = readdirSync(`/proc/${pid}/fd`).map((fd) => ({
+    fd: Number(fd),
+    file: readlinkSync(`/proc/${pid}/fd/${fd}`),
+  }));
+  const lines = readFileSync(`/proc/${pid}/net/tcp`, 'utf8').trim().split('\n').slice(1);
+  const clients = lines.map((line) => line.trim().split(/\s+/));
+  const port = PORT.toString(16).toUpperCase().padStart(4, '0');
+  const inodes = clients
+    .filter(([, local, , state]) => local.endsWith(`:${port}`) && state === '01')
+    .map((line) => line[9]);
+  const sockets = opened.filter(({ file }) => inodes.some((inode) => file === `socket:[${inode}]`)).map(({ fd }) => fd);
+  expect(sockets.length).toBeGreaterThanOrEqual(ALL);
+  const links = opened.filter(({ file }) => file.includes('bpf_link') || file.includes('bpf-link')).map(({ fd }) => fd);
+  expect(Math.min(...links)).toBeLessThan(Math.min(...sockets));
 }
 
 function kill(pid: number): void {
@@ -144,6 +162,7 @@ describeLab('two gateways under keepers', () => {
         }),
       );
       await gateways.followed('a', ALL);
+      expectHeldLongest(gateways.engines.a);
       // The other one has never had it.
       expect(gateways.log.b.filter(({ msg }) => msg === 'serving an address')).toEqual([]);
       expect((await gateways.b.status()).pair.counts).toMatchObject({ takeovers: 0, kept: 0, reset: 0 });

@@ -67,6 +67,8 @@ export class Keeping {
 
   private constructor(
     private readonly client: KeeperClient,
+    /** A descriptor with a number below those of all connections that the engine before had. */
+    readonly reserved: number,
     claimed: readonly Claimed[],
     private readonly shared: SharedMemory,
     private readonly prefix: string,
@@ -113,7 +115,8 @@ export class Keeping {
         ),
       onRefused: (asked, key, reason) => log.warn({ asked, key, reason }, 'the keeper refused something'),
     });
-    return new Keeping(client, await client.claim(), shareMemory(READ_SIZE + 1), prefix, log);
+    const reserved = tcp.reserveDescriptor();
+    return new Keeping(client, reserved, await client.claim(), shareMemory(READ_SIZE + 1), prefix, log);
   }
 
   get open(): boolean {

@@ -280,7 +280,8 @@ export class Pair implements SessionPair {
     const { config, world, plugins, log } = this;
     if (config.holdAcknowledgements !== null) {
       // Whoever asks for it relies on it.
-      this.hold = AckHold.attach(config.holdAcknowledgements.interface);
+      // The kernel of a process that dies must not acknowledge what is held before it has closed the last connection.
+      this.hold = AckHold.attach(config.holdAcknowledgements.interface, undefined, this.keeping?.reserved);
       this.keeping?.keepHold(this.hold.descriptor);
       log.info(
         config.holdAcknowledgements,

@@ -6,6 +6,7 @@ import {
   IPPROTO_TCP,
   LITTLE,
   libc,
+  moveOnto,
   openSocket,
   SIOCGIFHWADDR,
   SO_REUSEADDR,
@@ -171,13 +172,16 @@ export class AckHold {
    * OUTLIVE_TCP_ADDRESS where there is no such interface.
    * @param networkInterface its name; one with Ethernet headers, which the loopback interface has as well
    * @param room for how many connections; each takes 32 bytes at once, and about 100 in the kernel while it is held
+   * @param reserved a descriptor whose number the link gets; for connections that are there already, and must be closed before it
    */
-  static attach(networkInterface: string, room = DEFAULT_CONNECTIONS): AckHold {
+  static attach(networkInterface: string, room = DEFAULT_CONNECTIONS, reserved: number | null = null): AckHold {
     const parts = loadParts(room);
     try {
       const index = interfaceIndex(networkInterface);
       if (!hasEthernetHeaders(networkInterface)) throw unavailable(`${networkInterface} has no Ethernet headers`);
-      return new AckHold(parts, attachEgress(parts.program, index), room);
+      const link = attachEgress(parts.program, index);
+      if (reserved !== null) moveOnto(link, reserved);
+      return new AckHold(parts, reserved ?? link, room);
     } catch (error) {
       parts.release();
       throw error;

@@ -1,6 +1,7 @@
 export type { Endpoint } from './address.js';
 export { announce } from './announce.js';
 export { DEFAULT_GRACES, GapJudge, type GapOptions, GapWatch, type Graces, type Verdict } from './gaps.js';
+export { reserveDescriptor } from './libc.js';
 export {
   at,
   discard,

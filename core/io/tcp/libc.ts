@@ -62,6 +62,7 @@ interface Functions {
   getsockopt(fd: number, level: number, name: number, value: ArrayBufferView, length: Uint32Array): number;
   ioctl(fd: number, request: number, value: ArrayBufferView): number;
   fcntl(fd: number, command: number, value: number): number;
+  dup3(fd: number, onto: number, flags: number): number;
   send(fd: number, bytes: Uint8Array, length: number, flags: number): number;
   recv(fd: number, bytes: Uint8Array, length: number, flags: number): number;
   sendto(fd: number, bytes: Uint8Array, length: number, flags: number, to: Uint8Array, size: number): number;
@@ -93,6 +94,7 @@ function load(): Functions {
     getsockopt: f('getsockopt', 'int', 'int', 'int', 'int', 'void *', 'void *'),
     ioctl: f('ioctl', 'int', 'int', 'unsigned long', 'void *'),
     fcntl: f('fcntl', 'int', 'int', 'int', 'long'),
+    dup3: f('dup3', 'int', 'int', 'int', 'int'),
     send: f('send', 'long', 'int', 'const void *', 'size_t', 'int'),
     recv: f('recv', 'long', 'int', 'void *', 'size_t', 'int'),
     sendto: f('sendto', 'long', 'int', 'const void *', 'size_t', 'int', 'const void *', 'uint32_t'),
@@ -161,6 +163,20 @@ export function duplicateHigh(fd: number): number {
     if (high >= 0) return high;
   }
   return duplicate(fd);
+}
+
+/**
+ * A descriptor for {@link moveOnto}, with a number below those of all that are opened later: it is closed after them when the process
+ * dies, see {@link duplicateHigh}. Throws OUTLIVE_TCP_CALL_FAILED, OUTLIVE_TCP_REPAIR_UNAVAILABLE.
+ */
+export function reserveDescriptor(): number {
+  return openSocket(AF_INET, SOCK_STREAM, 0);
+}
+
+/** Gives a file the number of a reserved descriptor, which is closed, in place of its own. Throws OUTLIVE_TCP_CALL_FAILED. */
+export function moveOnto(fd: number, reserved: number): void {
+  check(libc().dup3(fd, reserved, SOCK_CLOEXEC), 'dup3');
+  libc().close(fd);
 }
 
 /** Closes a descriptor that is nobody else's. Errors do not matter: the descriptor is gone either way. */
