@@ -169,6 +169,21 @@ describe.each(provable)('%s, and the gateway dies', (_, steps) => {
   });
 });
 
+it('commits nothing twice that is repeated while the peer lags behind', () => {
+  for (const name of ['a pipeline with one Sync', 'a pipeline with a Sync each', 'a transaction']) {
+    const steps = SCRIPTS[name];
+    const probe = new EngineRig();
+    for (const step of steps) probe.say(step);
+    for (let loseAfter = 1; loseAfter < probe.heard().length; loseAfter += 5) {
+      for (let reach = 2; reach < 24; reach++) {
+        const rig = told({ reach });
+        rig.loseAfter = loseAfter;
+        through(rig, steps, `${name}: lost after ${loseAfter} bytes, ${reach} records have come`);
+      }
+    }
+  }
+});
+
 /** A conversation with answers of several pieces. */
 const LONG = [...SCRIPTS['a transaction'], ...SCRIPTS.extended, ...SCRIPTS['a copy in a transaction']];
 

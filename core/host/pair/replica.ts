@@ -73,7 +73,8 @@ export class Replica {
   private gate: Gate | null = null;
   /** What the peer was told last of the database, as far as this session knows. */
   private facts: unknown;
-  private due = false;
+  /** Position of the record after which {@link proceed} is due; null while nothing waits for that. */
+  private due: number | null = null;
   private over = false;
   private retold = 0;
   /** What waited when it stood still. */
@@ -235,17 +236,13 @@ export class Replica {
 
   /** See `SessionIo.durable`. */
   durable(): boolean {
-    if (this.stopped) {
-      if (!this.due) this.shipper.afterwards(this, Number.POSITIVE_INFINITY);
-      this.due = true;
-      return false;
-    }
-    if (!this.told || !this.subject.durable) return true;
+    const { shipper, stopped } = this;
+    if (!stopped && (!this.told || !this.subject.durable)) return true;
     // Always by way of `proceed`, so that the peer's session takes the same way at the same time.
-    if (!this.due) {
-      this.due = true;
-      this.shipper.afterwards(this, this.last);
-    }
+    const position = stopped ? Number.POSITIVE_INFINITY : this.last;
+    if (this.due === null) shipper.afterwards(this, position);
+    // What was held before may have been lost with its server, and this follows from later records.
+    this.due = position;
     return false;
   }
 
@@ -255,9 +252,17 @@ export class Replica {
     return this.followed && shipper.up && !shipper.holds(last) ? shipper.known(this, last) : null;
   }
 
-  /** What `durable` held may leave. */
-  proceed(): void {
-    this.due = false;
+  /**
+   * What `durable` held may leave, if it follows from nothing later.
+   * @param all nobody will confirm anything more
+   */
+  proceed(all: boolean): void {
+    const { due, shipper } = this;
+    if (due !== null && !all && !shipper.holds(due)) {
+      shipper.afterwards(this, due);
+      return;
+    }
+    this.due = null;
     if (!this.over) this.subject.proceed();
   }
 

@@ -48,6 +48,7 @@ export class Shipper {
   private readonly told = new Map<string, unknown>();
   private readonly timer: NodeJS.Timeout;
   private resyncing: NodeJS.Immediate | null = null;
+  private releasing: NodeJS.Immediate | null = null;
   /** Nobody knows yet whether this gateway may go on without the peer. */
   private undecided = false;
 
@@ -208,10 +209,14 @@ export class Shipper {
     this.unlooked.add(replica);
   }
 
-  /** `proceed` is called when the record at `position` is held by the peer. */
+  /** `proceed` is called, not at once, when the record at `position` is held by the peer. */
   afterwards(replica: Replica, position: number): void {
-    if (this.holds(position)) setImmediate(() => replica.proceed());
-    else this.held.push({ replica, bytes: null, position, void: false });
+    this.held.push({ replica, bytes: null, position, void: false });
+    if (!this.holds(position)) return;
+    this.releasing ??= setImmediate(() => {
+      this.releasing = null;
+      this.release(this.acknowledged);
+    });
   }
 
   /** The peer holds the record at `position`. */
@@ -255,7 +260,7 @@ export class Shipper {
       if (entry.position >= below && !all) break;
       this.heldFrom++;
       if (entry.void) continue;
-      if (entry.bytes === null) entry.replica.proceed();
+      if (entry.bytes === null) entry.replica.proceed(all);
       else if (typeof entry.bytes === 'number') entry.replica.safe(entry.bytes);
       else if (typeof entry.bytes === 'function') entry.bytes();
       else entry.replica.release(entry.bytes);
