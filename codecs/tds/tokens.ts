@@ -9,6 +9,7 @@ import {
   BYTELEN,
   IMAGETYPE,
   LONGLEN,
+  MAX_EMPTY_COLUMNS,
   NTEXTTYPE,
   PLP,
   SHORT,
@@ -138,6 +139,8 @@ export class TokenReader {
   private shapes = new Int32Array(16);
   private columns = 0;
   private described = false;
+  /** Columns whose values are of no length (NULLTYPE). */
+  private empties = 0;
   /** Columns of each COMPUTE clause by its id. */
   private alternatives: Map<number, Int32Array> | null = null;
 
@@ -451,6 +454,7 @@ export class TokenReader {
           if (count === NO_METADATA) return 3;
           this.alternatives = null;
           this.described = false;
+          this.empties = 0;
           this.columns = 0;
           this.left = count;
           this.step = this.columnEncryption ? 1 : 4;
@@ -490,9 +494,16 @@ export class TokenReader {
             this.shapes = grown;
           }
           this.shapes[this.columns++] = this.walk.shape;
+          this.countEmpty();
           this.left--;
       }
     }
+  }
+
+  /** A row costs time for each column: it must cost bytes as well. */
+  private countEmpty(): void {
+    if (this.walk.shape === 0 && ++this.empties > MAX_EMPTY_COLUMNS)
+      this.violation('a result has too many columns that hold nothing');
   }
 
   /** EncryptionKeyValue: the encrypted key, names of its store, path and algorithm. */
@@ -628,6 +639,7 @@ export class TokenReader {
       if (!this.came(this.columnEnd(bytes, at + this.walked + 3, end), at)) return 0;
       const ops = this.alternatives?.get(uint16(bytes, at + 3));
       if (ops !== undefined) ops[this.inner++] = this.walk.shape;
+      this.countEmpty();
       this.left--;
     }
     return this.walked;
@@ -852,6 +864,7 @@ export class TokenReader {
       read: this.read,
       began: this.began,
       described: this.described,
+      empties: this.empties,
       shapes: this.shapes.slice(0, this.columns),
       alternatives: this.alternatives,
       phase: this.phase,
@@ -874,6 +887,7 @@ export class TokenReader {
     reader.read = frozen.read;
     reader.began = frozen.began;
     reader.described = frozen.described;
+    reader.empties = frozen.empties;
     reader.columns = frozen.shapes.length;
     reader.shapes = new Int32Array(Math.max(16, frozen.shapes.length));
     reader.shapes.set(frozen.shapes);
@@ -901,6 +915,7 @@ export interface FrozenTokens {
   readonly read: number;
   readonly began: number;
   readonly described: boolean;
+  readonly empties: number;
   readonly shapes: Int32Array;
   readonly alternatives: Map<number, Int32Array> | null;
   readonly phase: number;

@@ -80,6 +80,9 @@ export const TABLE: Shape = -7;
 /** A USHORT that stands for NULL, and in a maximum for "max" (PLP). */
 export const CHARBIN_NULL = 0xffff;
 
+/** So many columns of a table may be of a type whose values have no length. No server describes even one. */
+export const MAX_EMPTY_COLUMNS = 256;
+
 /** Length of the value of a type of fixed length; -1 for other types. */
 const FIXED = new Int8Array(256).fill(-1);
 for (const [type, length] of [
