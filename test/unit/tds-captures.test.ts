@@ -19,6 +19,7 @@ import {
   readReturnStatus,
   readRow,
 } from '../../codecs/tds/facts.js';
+import { readLogin7, revealPassword, writeLogin7 } from '../../codecs/tds/login7.js';
 import {
   ATTENTION,
   BULK_LOAD,
@@ -26,12 +27,14 @@ import {
   PacketReader,
   PRELOGIN,
   RESETCONNECTION,
+  Repacketizer,
   RPC,
   SQL_BATCH,
   TABULAR_RESULT,
   TRANSACTION_MANAGER,
   typeName,
 } from '../../codecs/tds/packet.js';
+import { readPrelogin, writePrelogin } from '../../codecs/tds/prelogin.js';
 import { readSqlBatch, readTransactionRequest, sqlText, transactionRequestName } from '../../codecs/tds/request.js';
 import { readRpc, statementText } from '../../codecs/tds/rpc.js';
 import {
@@ -45,7 +48,7 @@ import {
   TokenReader,
 } from '../../codecs/tds/tokens.js';
 import { BIGVARCHRTYPE, INT1TYPE, INT2TYPE, INT4TYPE, INTNTYPE, NVARCHARTYPE } from '../../codecs/tds/types.js';
-import { dialectOf } from '../../codecs/tds/version.js';
+import { dialectOf, TDS_7_4 } from '../../codecs/tds/version.js';
 import {
   bytewise,
   captured,
@@ -388,3 +391,124 @@ describe.skipIf(!haveTdsCaptures)(
     });
   },
 );
+
+describe.skipIf(!haveTdsCaptures)(`other messages in captures (skipped where ${TDS_CAPTURES} is absent)`, () => {
+  it.each(tdsCaptures)('%s: PRELOGIN and LOGIN7 come out as they went in', (name) => {
+    const chunks = captured(name);
+    const client = messagesOf(streamOf(chunks, 'client'), 'client');
+    const [reply] = messagesOf(streamOf(chunks, 'server'), 'server');
+    for (const [sender, payload] of [
+      ['client', client[0].payload],
+      ['server', reply.payload],
+    ] as const) {
+      const prelogin = readPrelogin(payload, 0, payload.length, sender);
+      expect(writePrelogin(prelogin.options)).toEqual(payload);
+    }
+    for (const { type, payload } of client) {
+      if (type !== LOGIN7) continue;
+      const login = readLogin7(payload, 0, payload.length);
+      expect(login).toMatchObject({ userName: 'babelfish_user', database: 'testdb' });
+      expect(Buffer.from(revealPassword(login.password)).toString('utf16le')).toBe('12345678');
+      expect(writeLogin7(login)).toEqual(payload);
+      const other = writeLogin7({ ...login, database: 'another database', hostName: '', packetSize: 8000 });
+      const read = readLogin7(other, 0, other.length);
+      expect({ ...read, layout: null }).toEqual({
+        ...login,
+        database: 'another database',
+        hostName: '',
+        packetSize: 8000,
+        layout: null,
+      });
+    }
+  });
+
+  it('10-bulk-in-tx: the rows of each BulkLoad', () => {
+    const loads = messagesOf(streamOf(captured('10-bulk-in-tx'), 'client'), 'client').filter(
+      ({ type }) => type === BULK_LOAD,
+    );
+    const counts = loads.map(({ payload }) => {
+      let rows = 0;
+      const reader = new TokenReader(TDS_7_4, undefined, 'client');
+      const types: number[] = [];
+      reader.push(payload, 0, payload.length, { rows: (count) => (rows += count), token: (type) => types.push(type) });
+      reader.endMessage();
+      expect(types.filter((type) => type !== DONE)).toEqual([COLMETADATA]);
+      return rows;
+    });
+    expect(counts).toEqual([5, 3000, 3, 2]);
+  });
+
+  it.each(tdsCaptures)('%s: requests in packets of other sizes', (name) => {
+    const messages = messagesOf(streamOf(captured(name), 'client'), 'client');
+    for (const size of [512, 4096, 32_767]) {
+      const out: Uint8Array[] = [];
+      const repacketizer = new Repacketizer(size, (bytes) => out.push(bytes));
+      const reader = new PacketReader('client');
+      for (const { raw } of messages) reader.push(raw, 0, raw.length, repacketizer);
+      const again = messagesOf(Buffer.concat(out), 'client');
+      expect(again.map(({ type, payload }) => ({ type, payload }))).toEqual(
+        messages.map(({ type, payload }) => ({ type, payload })),
+      );
+      for (const { raw, payload } of again) {
+        expect(raw.length).toBe(payload.length + 8 * Math.max(1, Math.ceil(payload.length / (size - 8))));
+      }
+    }
+  });
+
+  const file = (name: string): Uint8Array => readFileSync(`${TDS_CAPTURES}${name}`);
+  const payloadIn = (name: string): Uint8Array => {
+    const bytes = file(name);
+    const [message] = messagesOf(bytes, bytes[0] === TABULAR_RESULT ? 'server' : 'client');
+    return message.payload;
+  };
+  const skim = (payload: Uint8Array, dialect: number): string[] => {
+    const told = tokensOf([payload], new TokenReader(dialect));
+    expect(tokensOf(bytewise(payload), new TokenReader(dialect))).toEqual(told);
+    return told.map((event) => event.split(' ')[1]);
+  };
+
+  it('reads what the specification gives as examples, but for those with slips', () => {
+    for (const name of ['01-pre-login-request', '02-login-request', '03-login-request-federated-auth']) {
+      const payload = payloadIn(`ms-tds-examples/${name}.bin`);
+      if (name.startsWith('01')) {
+        expect(writePrelogin(readPrelogin(payload, 0, payload.length, 'client').options)).toEqual(payload);
+      } else {
+        expect(writeLogin7(readLogin7(payload, 0, payload.length))).toEqual(payload);
+      }
+    }
+    for (const name of ['16-featureext-sessionrecovery', '20-featureext-azuresqlsupport']) {
+      const payload = payloadIn(`ms-tds-examples/${name}.bin`);
+      expect(writeLogin7(readLogin7(payload, 0, payload.length))).toEqual(payload);
+    }
+    expect(skim(payloadIn('ms-tds-examples/05-login-response-federated-auth.bin'), TDS_7_4)).toContain('LOGINACK');
+    expect(skim(payloadIn('ms-tds-examples/07-sql-batch-server-response.bin'), TDS_7_4)).toEqual([
+      'COLMETADATA',
+      'rows',
+      'DONE',
+    ]);
+    expect(skim(payloadIn('ms-tds-examples/09-rpc-server-response.bin'), TDS_7_4)).toEqual([
+      'DONEINPROC',
+      'RETURNSTATUS',
+      'DONEPROC',
+    ]);
+    expect(skim(payloadIn('ms-tds-examples/18-table-response-sessionstate.bin'), TDS_7_4)).toContain('SESSIONSTATE');
+    expect(skim(payloadIn('ms-tds-examples/21-featureextack-azuresqlsupport.bin'), TDS_7_4)).toContain('FEATUREEXTACK');
+    expect(skim(payloadIn('ms-tds-examples/15-sparse-column-select.bin'), TDS_7_4)).toContain('COLMETADATA');
+    const batch = payloadIn('ms-tds-examples/06-sql-batch-client-request.bin');
+    expect(sqlText(readSqlBatch(batch, 0, batch.length, TDS_7_4))).toContain('select');
+    const rpc = payloadIn('ms-tds-examples/08-rpc-client-request.bin');
+    expect(readRpc(rpc, 0, rpc.length, TDS_7_4).calls).toHaveLength(1);
+    expect(messagesOf(file('ms-tds-examples/10-attention-request.bin'), 'client')).toHaveLength(1);
+  });
+
+  it('reads what real servers said in public threads', () => {
+    expect(skim(file('issue-excerpts/sql2022.login-response.tokens.bin'), TDS_7_4)).toContain('FEATUREEXTACK');
+    // Two bytes more were quoted than belong to it.
+    const selected = file('issue-excerpts/sql2022.select1-response.tokens.bin').subarray(0, 29);
+    expect(skim(selected, TDS_7_4)).toEqual(['COLMETADATA', 'rows', 'DONE']);
+    // The driver had asked for column encryption.
+    const encrypting = new TokenReader(TDS_7_4);
+    encrypting.columnEncryption = true;
+    expect(tokensOf([payloadIn('issue-excerpts/mssql-jdbc1599.rpc-response.bin')], encrypting)).toHaveLength(5);
+  });
+});
