@@ -235,12 +235,41 @@ export class PacketReader {
     this.#open = 0;
     return sink.end(this.#header.status);
   }
+
+  /** All that it knows, as plain data for {@link thaw} in another process. */
+  freeze(): FrozenPackets {
+    return {
+      header: { ...this.#header },
+      cut: this.#cut.slice(0, this.#cutLength),
+      left: this.#left,
+      open: this.#open,
+    };
+  }
+
+  /** The reader that {@link freeze} told of. */
+  static thaw(frozen: FrozenPackets, sender: Sender): PacketReader {
+    const reader = new PacketReader(sender);
+    Object.assign(reader.#header, frozen.header);
+    reader.#cut.set(frozen.cut);
+    reader.#cutLength = frozen.cut.length;
+    reader.#left = frozen.left;
+    reader.#open = frozen.open;
+    return reader;
+  }
+}
+
+/** A {@link PacketReader} as plain data. */
+export interface FrozenPackets {
+  readonly header: PacketHeader;
+  readonly cut: Uint8Array;
+  readonly left: number;
+  readonly open: number;
 }
 
 /** A whole message; what a {@link MessageCollector} hands out. */
 export interface Message {
   readonly type: number;
-  /** Of its first packet: RESETCONNECTION and RESETCONNECTIONSKIPTRAN count here only. */
+  /** Of its first packet, without EOM and IGNORE: RESETCONNECTION and RESETCONNECTIONSKIPTRAN count there only. */
   readonly status: number;
   /** To be forgotten: it has IGNORE, or an Attention cut it short. */
   readonly ignored: boolean;
@@ -283,7 +312,7 @@ export class MessageCollector implements PacketSink {
   packet(header: PacketHeader, first: boolean): void {
     if (!first) return;
     this.#type = header.type;
-    this.#status = header.status;
+    this.#status = header.status & ~(EOM | IGNORE);
   }
 
   payload(bytes: Uint8Array, start: number, end: number): void {
@@ -327,6 +356,29 @@ export class MessageCollector implements PacketSink {
     this.#owned = false;
     return this.#message(message);
   }
+
+  /** What it holds of a message whose end has not come, as plain data for {@link thaw}. */
+  freeze(): FrozenMessage {
+    const payload = new Uint8Array(this.#bytes.subarray(this.#start, this.#end));
+    return { type: this.#type, status: this.#status, payload };
+  }
+
+  /** Goes on with the message that {@link freeze} told of. */
+  thaw(frozen: FrozenMessage): void {
+    this.#type = frozen.type;
+    this.#status = frozen.status;
+    this.#bytes = frozen.payload;
+    this.#start = 0;
+    this.#end = frozen.payload.length;
+    this.#owned = true;
+  }
+}
+
+/** The beginning of a message as plain data. */
+export interface FrozenMessage {
+  readonly type: number;
+  readonly status: number;
+  readonly payload: Uint8Array;
 }
 
 /**

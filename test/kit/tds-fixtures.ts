@@ -175,7 +175,7 @@ export const HAND_WRITTEN = {
   altMetadata: hex('88 0100 0700 01 0100 4b 0200 00000000 0900 26 04 00'),
   altRow: hex('d3 0700 04 01000000'),
   promote: hex('e3 0100 0f 03000000 aabbcc 00'),
-  routing: hex('e3 0f00 14 0a00 00 9905 0300 640062003100 0000'),
+  routing: hex('e3 1000 14 0b00 00 9905 0300 640062003100 0000'),
   enlist: hex('e3 0b00 0b 08 0102030405060708 00'),
   defect: hex('e3 0b00 0c 00 08 0102030405060708'),
   reset: hex('e3 0300 12 00 00'),
