@@ -9,18 +9,13 @@
  */
 export type Dialect = number;
 
-export const TDS_7_0: Dialect = 0x70;
 export const TDS_7_1: Dialect = 0x71;
 export const TDS_7_2: Dialect = 0x72;
-export const TDS_7_3: Dialect = 0x73;
 export const TDS_7_4: Dialect = 0x74;
 export const TDS_8_0: Dialect = 0x80;
 
-/** TDSVersion in LOGIN7 of each version that is written in more than one way or not at once guessed. */
+/** TDSVersion in LOGIN7: of SQL Server 2000 SP1, of 2012 and newer, and of 2022 and newer inside of TLS. */
 export const VERSION_7_1 = 0x71000001;
-export const VERSION_7_2 = 0x72090002;
-export const VERSION_7_3A = 0x730a0003;
-export const VERSION_7_3B = 0x730b0003;
 export const VERSION_7_4 = 0x74000004;
 export const VERSION_8_0 = 0x08000000;
 

@@ -11,6 +11,7 @@ import {
   ENV_ROLLBACK,
   type EnvChange,
   envChangeDescriptor,
+  FEATURE_SESSIONRECOVERY,
   integerOf,
   readColumns,
   readDone,
@@ -35,6 +36,7 @@ import {
   typeName,
 } from '../../codecs/tds/packet.js';
 import { readPrelogin, writePrelogin } from '../../codecs/tds/prelogin.js';
+import { readRecoveryRequest, writeRecoveryRequest } from '../../codecs/tds/recovery.js';
 import { readSqlBatch, readTransactionRequest, sqlText, transactionRequestName } from '../../codecs/tds/request.js';
 import { readRpc, statementText } from '../../codecs/tds/rpc.js';
 import {
@@ -478,7 +480,10 @@ describe.skipIf(!haveTdsCaptures)(`other messages in captures (skipped where ${T
     }
     for (const name of ['16-featureext-sessionrecovery', '20-featureext-azuresqlsupport']) {
       const payload = payloadIn(`ms-tds-examples/${name}.bin`);
-      expect(writeLogin7(readLogin7(payload, 0, payload.length))).toEqual(payload);
+      const login = readLogin7(payload, 0, payload.length);
+      expect(writeLogin7(login)).toEqual(payload);
+      const asked = login.features?.find(({ id }) => id === FEATURE_SESSIONRECOVERY)?.data ?? new Uint8Array(0);
+      expect(Buffer.from(writeRecoveryRequest(readRecoveryRequest(asked))).equals(asked)).toBe(true);
     }
     expect(skim(payloadIn('ms-tds-examples/05-login-response-federated-auth.bin'), TDS_7_4)).toContain('LOGINACK');
     expect(skim(payloadIn('ms-tds-examples/07-sql-batch-server-response.bin'), TDS_7_4)).toEqual([

@@ -16,6 +16,12 @@ import {
   writePrelogin,
 } from '../../codecs/tds/prelogin.js';
 import {
+  readRecoveryAck,
+  readRecoveryRequest,
+  writeRecoveryRequest,
+  writeStateValues,
+} from '../../codecs/tds/recovery.js';
+import {
   dialectOf,
   TDS_7_1,
   TDS_7_4,
@@ -217,5 +223,27 @@ describe('LOGIN7', () => {
 
   it.each([0, 3, 50, 93, 100])('of %i bytes is refused', (length) => {
     expect(() => readLogin7(clientPayloads.login, 0, length)).toThrow(ProtocolViolation);
+  });
+});
+
+describe('the data of SESSIONRECOVERY', () => {
+  const values = [
+    { id: 0, value: Buffer.from('010203', 'hex') },
+    { id: 9, value: Buffer.alloc(300, 7) },
+  ];
+
+  it('comes out as it went in', () => {
+    const initial = { database: 'master', collation: hex('0904d00034'), language: 'us_english', values };
+    const toBe = { database: 'shop', collation: hex(''), language: '', values: [] };
+    const data = writeRecoveryRequest({ initial, toBe });
+    expect(readRecoveryRequest(data)).toEqual({ initial, toBe });
+    expect(Buffer.from(data).readUInt32LE(0)).toBe(13 + 6 + 21 + 5 + 306);
+    expect(readRecoveryAck(writeStateValues(values))).toEqual(values);
+    expect(readRecoveryRequest(hex(''))).toEqual({ initial: null, toBe: null });
+    expect(writeRecoveryRequest({ initial: null, toBe: null })).toHaveLength(0);
+  });
+
+  it.each(['00', 'ffffffff', '03000000 016100', '05000000 00 00 00 09 09'])('is refused when malformed: %s', (data) => {
+    expect(() => readRecoveryRequest(hex(data))).toThrow(ProtocolViolation);
   });
 });
