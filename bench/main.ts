@@ -1,5 +1,6 @@
-/** The bench: `npm run bench -- relay | failover | idle | pair | takeover`. */
+/** The bench: `npm run bench -- relay | failover | idle | pair | takeover | decode`. */
 import { Command, InvalidArgumentError, Option } from 'commander';
+import { decode } from './decode.js';
 import { failover } from './failover.js';
 import { idle } from './idle.js';
 import { LOADS, type LoadChoice } from './load/run.js';
@@ -125,6 +126,14 @@ scenario('takeover', 'how long a host with many connections takes to be taken ov
   .option('--connections <list>', 'connections at a time', wholes, [10, 100, 1000, 10_000])
   .action(async (options: Common & { connections: number[] }) =>
     settle(await takeover({ ...options, json: options.json ?? false }), options),
+  );
+
+scenario('decode', 'how fast the bytes of a server are understood, beside a driver that decodes them')
+  .addOption(new Option('--codec <name>', 'whose bytes').choices(['tds']).default('tds'))
+  .option('--megabytes <n>', 'bytes of each measurement', whole(1), 200)
+  .option('--rounds <n>', 'rounds', whole(1), 5)
+  .action(async (options: Common & { codec: 'tds'; megabytes: number; rounds: number }) =>
+    settle(await decode({ ...options, json: options.json ?? false }), options),
   );
 
 try {

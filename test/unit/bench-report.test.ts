@@ -1,5 +1,6 @@
 import { describe, expect, it } from 'vitest';
 import { parse } from 'yaml';
+import { type DecodeCell, decodeFigures, decodeTable } from '../../bench/decode.js';
 import { type FailoverRound, failoverFigures, failoverTable, sparesRatio, waitsOf } from '../../bench/failover.js';
 import { idleFigures } from '../../bench/idle.js';
 import { parseLogLine, parseReport } from '../../bench/load/pgbench.js';
@@ -208,5 +209,21 @@ describe('configurations of peers', () => {
     ]);
     expect(config.clusters[0].spares.perIdentity).toBe(50);
     expect(config.listeners[0].limits.clients).toBeGreaterThan(64);
+  });
+});
+
+describe('the report of decoding', () => {
+  const cells: DecodeCell[] = [100, 300].flatMap((ours, round) => [
+    { stream: 'rows', decoder: 'outlive', round, megabytesPerSecond: ours },
+    { stream: 'rows', decoder: 'outlive, packets too', round, megabytesPerSecond: ours / 2 },
+    { stream: 'rows', decoder: 'tedious', round, megabytesPerSecond: 20 },
+  ]);
+
+  it('compares inside of a round', () => {
+    const [figure] = decodeFigures(cells);
+    expect(figure).toMatchObject({ id: 'P1', value: 10, spread: { min: 5, max: 15 } });
+    expect(judge(figure)).toBe('PASS');
+    expect(decodeTable(cells)).toContain('10.00 (5.00..15.00)');
+    expect(decodeFigures([])).toEqual([]);
   });
 });
