@@ -281,7 +281,7 @@ export class Connection {
   async #request(session: Session, message: Message): Promise<void> {
     const reply = this.#reply();
     session.reply = reply;
-    session.ready();
+    await session.ready();
     session.lastRequest = new Date();
     if ((message.status & STATUS.ignore) !== 0) {
       reply.end();
@@ -293,7 +293,6 @@ export class Connection {
     } catch (error) {
       if (error instanceof Cancelled) {
         await session.afterCancel();
-        this.#attention = false;
         reply.endCancelled();
         return;
       }
@@ -314,7 +313,7 @@ export class Connection {
     this.server.count(kind);
     session.running = kind.toUpperCase();
     if (type === PACKET.bulk) {
-      this.server.note('request', { spid: this.spid, kind });
+      this.server.note('request', { spid: this.spid, of: kind });
       await runBulk(session, reader, version);
       return;
     }
@@ -336,14 +335,14 @@ export class Connection {
     }
     if (type === PACKET.batch) {
       const text = reader.take(reader.left).toString('utf16le');
-      this.server.note('request', { spid: this.spid, kind, text });
+      this.server.note('request', { spid: this.spid, of: kind, text });
       await session.batch(text);
     } else if (type === PACKET.rpc) {
       const calls = readRpc(reader, version);
       for (const { procedure, given } of calls) {
         this.server.note('request', {
           spid: this.spid,
-          kind,
+          of: kind,
           text: procedure,
           first: given[0]?.value?.slice(0, 500) ?? null,
         });
@@ -351,7 +350,7 @@ export class Connection {
       await runRpc(session, calls);
     } else {
       const request = readTm(reader);
-      this.server.note('request', { spid: this.spid, kind, text: String(request.kind), name: request.name });
+      this.server.note('request', { spid: this.spid, of: kind, text: String(request.kind), name: request.name });
       await runTm(session, request);
     }
   }

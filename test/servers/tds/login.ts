@@ -96,8 +96,9 @@ export function readLogin(payload: Buffer): Login {
     }),
   ); // prettier-ignore
   const features = new Map<number, Buffer>();
-  if ((payload[27] & 0x10) !== 0) {
-    const pointer = field(56, 1);
+  const pointer = field(56, 1);
+  // Clients of older versions may set the flag with nothing behind it.
+  if ((payload[27] & 0x10) !== 0 && pointer.length >= 4) {
     const reader = new Reader(payload);
     reader.at = pointer.readUInt32LE(0);
     for (let id = reader.u8(); id !== 0xff; id = reader.u8()) features.set(id, reader.take(reader.u32()));

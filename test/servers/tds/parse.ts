@@ -452,6 +452,8 @@ class Parser {
         this.#at = closing(this.list, this.#at) + 1;
         continue;
       }
+      // What follows the rows of an INSERT is a statement of its own.
+      if (is(token, 'VALUES')) own.select = false;
       if (is(token, 'CASE')) cases++;
       else if (cases > 0) {
         if (is(token, 'END')) cases--;

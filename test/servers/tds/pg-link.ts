@@ -35,6 +35,8 @@ export class PgLink {
   readonly #place: PgPlace;
   #lost: ((error: Error) => void) | null = null;
   closed = false;
+  /** Whether a statement runs. */
+  busy = false;
 
   private constructor(place: PgPlace, name: string) {
     this.#place = place;
@@ -67,7 +69,16 @@ export class PgLink {
   }
 
   /** Runs statements of one text in the simple protocol. Gives the results of all, in order. */
-  run(text: string, onRow?: OnRow): Promise<PgResult[]> {
+  async run(text: string, onRow?: OnRow): Promise<PgResult[]> {
+    this.busy = true;
+    try {
+      return await this.#run(text, onRow);
+    } finally {
+      this.busy = false;
+    }
+  }
+
+  #run(text: string, onRow?: OnRow): Promise<PgResult[]> {
     return new Promise((done, fail) => {
       if (this.closed) {
         fail(new Error('the connection to PostgreSQL ended'));

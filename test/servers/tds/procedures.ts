@@ -41,15 +41,21 @@ const executeSql: Procedure = async (session, given, values, types) => {
   return execute(session, parameters, batch, { given, from: Math.min(2, given.length), values, types });
 };
 
-const prepare: Procedure = async (session, given, values, types) => {
-  values[0] = String(session.prepare(given[1]?.value ?? '', given[2]?.value ?? ''));
+/** Prepares, and puts the handle where the client expects it. */
+function prepared(session: Session, given: readonly Given[], values: Value[], types: SqlType[]): number {
+  const handle = session.prepare(given[1]?.value ?? '', given[2]?.value ?? '');
+  values[0] = String(handle);
   types[0] = { name: 'int' };
+  return handle;
+}
+
+const prepare: Procedure = async (session, given, values, types) => {
+  await session.describe(prepared(session, given, values, types));
   return 0;
 };
 
 const prepexec: Procedure = async (session, given, values, types) => {
-  await prepare(session, given, values, types);
-  const { parameters, batch } = session.handles.get(Number(values[0]))!;
+  const { parameters, batch } = session.handles.get(prepared(session, given, values, types))!;
   return execute(session, parameters, batch, { given, from: 3, values, types });
 };
 

@@ -101,11 +101,10 @@ export class Reply {
     this.stream.end();
   }
 
-  /** Ends the message of a request that an Attention stopped. */
+  /** Ends the message of a request that an Attention stopped. Its acknowledgement is a message of its own. */
   endCancelled(): void {
-    this.#flush(true);
     this.depth = 0;
-    this.done('', null, DONE.attention);
+    this.done('', null, DONE.error);
     this.end();
   }
 

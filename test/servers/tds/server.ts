@@ -145,6 +145,7 @@ export class TdsServer {
   note(kind: string, about: Readonly<Record<string, unknown>>): void {
     const event: TdsEvent = { kind, at: Date.now(), ...about };
     this.events.push(event);
+    if (process.env.TDS_LOG !== undefined) console.error(this.name, event);
     if (this.events.length > MOST_EVENTS) this.events.shift();
     for (const listener of [...this.#listeners]) listener(event);
   }

@@ -169,6 +169,8 @@ export class Session {
   #catalogue = 0;
   #stopSleep: (() => void) | null = null;
   #cancelled = false;
+  /** Settled when PostgreSQL has been told: a cancel that comes late would hit the next statement. */
+  #cancelling: Promise<void> = Promise.resolve();
   #gone = false;
 
   constructor(
@@ -285,11 +287,12 @@ export class Session {
   cancel(): void {
     this.#cancelled = true;
     this.#stopSleep?.();
-    void this.pg.cancel();
+    if (this.pg.busy) this.#cancelling = this.pg.cancel();
   }
 
-  /** Called before a request and after it. */
-  ready(): void {
+  /** Called before each request. */
+  async ready(): Promise<void> {
+    await this.#cancelling;
     this.#cancelled = false;
   }
 
@@ -642,7 +645,7 @@ export class Session {
 
   /**
    * Runs statements in PostgreSQL. In a transaction a savepoint stands before them, because there an error ends the statement
-   * and not the transaction. Throws a {@link TdsError} of SQL Server's.
+   * and not the transaction. It is there before the text comes: one with a syntax error sets none. Throws a {@link TdsError}.
    */
   async #pg(
     sql: string,
@@ -652,10 +655,10 @@ export class Session {
     const inside = this.trancount > 0;
     try {
       const results = await this.pg.run(
-        inside ? `SAVEPOINT tds_statement; ${sql}; RELEASE SAVEPOINT tds_statement` : sql,
+        inside ? `${sql}; RELEASE SAVEPOINT tds_statement; SAVEPOINT tds_statement` : sql,
         (row, fields) => onRow?.(row, fields) as Promise<void> | undefined,
       );
-      return inside ? results.slice(1, -1) : results;
+      return inside ? results.slice(0, -2) : results;
     } catch (error) {
       throw await this.#failed(error as PgError, verb, inside);
     }
@@ -669,7 +672,7 @@ export class Session {
       return new SessionGone();
     }
     if (inside) {
-      await this.pg.run('ROLLBACK TO SAVEPOINT tds_statement; RELEASE SAVEPOINT tds_statement').catch(() => {});
+      await this.pg.run('ROLLBACK TO SAVEPOINT tds_statement').catch(() => {});
       await this.#restoreSettings();
     }
     if (error.code === '57014' && this.#cancelled) return new Cancelled();
@@ -713,6 +716,7 @@ export class Session {
     }
     if (held) await this.#holdCommit(() => this.pg.run('COMMIT'), 'autocommit');
     for (const table of translated.made) this.temporary.add(table);
+    if (verb === 'DROP') for (const { text } of statement.tokens) this.temporary.delete(text.toLowerCase());
     if (verb === 'CREATE' || verb === 'ALTER' || verb === 'DROP') this.server.changedCatalogue();
     const last = results.findLast(({ command }) => command !== 'COMMENT') ?? results.at(-1)!;
     await rows.end(last.fields);
@@ -893,7 +897,7 @@ export class Session {
       let level = ISOLATION[this.#isolation];
       // A standby of PostgreSQL has no serializable transactions.
       if (level === 'SERIALIZABLE' && (await this.server.isStandby(this.pg))) level = 'REPEATABLE READ';
-      await this.pg.run(`BEGIN ISOLATION LEVEL ${level}`);
+      await this.pg.run(`BEGIN ISOLATION LEVEL ${level}; SAVEPOINT tds_statement`);
       this.descriptor = this.server.nextDescriptor();
       this.#begun = new Date();
       this.#names = [name];
@@ -936,7 +940,7 @@ export class Session {
     await this.server.atGate('before-commit', this.spid);
     if (this.#gone) throw new SessionGone();
     await commit();
-    this.server.note('commit', { spid: this.spid, descriptor: this.descriptor, kind });
+    this.server.note('commit', { spid: this.spid, descriptor: this.descriptor, of: kind });
     await this.server.atGate('after-commit', this.spid);
     if (this.#gone) throw new SessionGone();
   }
@@ -949,7 +953,7 @@ export class Session {
       if (!this.#names.slice(1).includes(name)) {
         throw new TdsError(6401, `Cannot roll back ${name}. No transaction or savepoint of that name was found.`);
       }
-      await this.pg.run(`ROLLBACK TO SAVEPOINT ${savepoint(name)}`);
+      await this.pg.run(`ROLLBACK TO SAVEPOINT ${savepoint(name)}; SAVEPOINT tds_statement`);
       this.#names = this.#names.slice(0, this.#names.lastIndexOf(name) + 1);
       await this.#restoreSettings();
       this.server.note('rollback', { spid: this.spid, savepoint: name });
@@ -965,7 +969,7 @@ export class Session {
     if (this.trancount === 0)
       throw new TdsError(628, 'Cannot issue SAVE TRANSACTION when there is no active transaction.');
     if (name === '') throw syntaxError('TRANSACTION', 1);
-    await this.pg.run(`SAVEPOINT ${savepoint(name)}`);
+    await this.pg.run(`RELEASE SAVEPOINT tds_statement; SAVEPOINT ${savepoint(name)}; SAVEPOINT tds_statement`);
     this.#names.push(name);
   }
 
@@ -989,6 +993,7 @@ export class Session {
 
   /** After an Attention. */
   async afterCancel(): Promise<void> {
+    await this.#cancelling;
     this.#nested = 0;
     this.#tries = 0;
     this.#caught.length = 0;
@@ -1002,6 +1007,24 @@ export class Session {
     const handle = this.#nextHandle++;
     this.handles.set(handle, { parameters: readParameters(tokens(declaration)), batch: parse(tokens(text)) });
     return handle;
+  }
+
+  /** Tells the columns of a prepared SELECT, as sp_prepare does. Nothing is told of what cannot be described. */
+  async describe(handle: number): Promise<void> {
+    const { parameters, batch } = this.handles.get(handle)!;
+    const [statement] = batch;
+    if (batch.length !== 1 || statement.kind !== 'sql' || statement.verb !== 'SELECT') return;
+    const frame = new Frame('');
+    for (const { name, type } of parameters) frame.variables.set(name, { type, value: null });
+    try {
+      const translated = translate(statement.verb, statement.tokens, this.scope(frame));
+      if (translated.columns === null) return;
+      const rows = new Rows(this, translated, 0, true);
+      const results = await this.#pg(rows.sql, statement.verb);
+      await rows.end(results[0].fields);
+    } catch (error) {
+      if (!(error instanceof TdsError)) throw error;
+    }
   }
 
   /** Runs a text with parameters, as sp_executesql and sp_execute do. Gives the values of all parameters at the end. */

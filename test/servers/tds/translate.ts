@@ -531,6 +531,7 @@ class Translator {
   // ---------------------------------------------------------------------------------------------- types of columns
 
   typeOf(list: readonly Token[]): SqlType | null {
+    if (is(list[0], 'SYS', 'DBO') && is(list[1], '.')) return this.typeOf(list.slice(2));
     const [first] = list;
     if (first === undefined) return null;
     if (list.length === 1) {
@@ -897,6 +898,8 @@ function clausesOf(
     }
     found[now]!.push(token);
   }
+  const empty = words.find((word) => found[word]?.length === 0);
+  if (empty !== undefined) throw syntaxError(empty, list[0]?.line ?? 1);
   return found;
 }
 
