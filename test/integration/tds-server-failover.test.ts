@@ -75,6 +75,7 @@ it('refuses writes before a standby, and goes on in the same session when that i
   expect(await rows()).toEqual([1, 4]);
   const [after] = (await b.sql(role)).rows;
   expect(after).toMatchObject({ u: 'READ_WRITE', p: true, f: there.f });
+  expect(after.r).not.toBe(there.r);
   // The server whose PostgreSQL is dead takes no logins.
   await expect(TdsClient.connect(servers.get(before)!.port)).rejects.toThrow();
 });

@@ -119,14 +119,20 @@ const captures = process.env.OUTLIVE_CAPTURES ?? fileURLToPath(new URL('../../..
 const missing = existsSync(join(captures, 'tds')) ? '' : ` (no captures at ${captures})`;
 
 /**
- * Recorded conversations whose answers must have the same tokens here, and the answers that are left out: there a commit of an
- * inner transaction was told as one of the outer.
+ * Recorded conversations whose answers must have the same tokens here, and the answers that are left out. Unlike SQL Server, that
+ * server told a commit of an inner transaction as one of the outer (05), stumbled over a bulk load outside of a transaction (10),
+ * kept the database at a reset and did not tell of the transaction that it ended (11), refused a level and @@TEXTSIZE and counts
+ * inside of sp_getapplock (13). Cursors, and the tables and procedures of 14, are not here.
  */
 const RECORDED: readonly (readonly [file: string, leftOut: readonly number[]])[] = [
   ['01-login-select1', []],
   ['03-tm-begin-rollback', []],
   ['05-batch-begin-commit-nested', [17]],
   ['06-prepared-in-tx', []],
+  ['10-bulk-in-tx', [22, 23, 24]],
+  ['11-reset', [6, 12]],
+  ['13-set-use-temp', [6, 7, 22, 23]],
+  ['14-freetds-7.4', [16, 17]],
   ['14-tedious-tds7_2', []],
   ['20-bogus-txdesc', []],
 ];
@@ -168,7 +174,7 @@ describe.skipIf(missing !== '')(`the same bytes as to a real server${missing}`, 
    * What is compared. Left out: where that server is known to be unlike SQL Server (numbers and orders of its login messages,
    * ENVCHANGE in answers to refused requests, a DONE for the inner steps of TM requests), and SQL Server's 3621.
    */
-  function comparable(shapes: readonly TokenShape[]): string[] {
+  function comparable(shapes: readonly TokenShape[], numbers: boolean): string[] {
     const kept = shapes.filter(({ name, detail }) => !(name === 'INFO' && detail === '3621'));
     const refused = kept.some(({ name }) => name === 'ERROR');
     return kept
@@ -179,7 +185,7 @@ describe.skipIf(missing !== '')(`the same bytes as to a real server${missing}`, 
           !(name === 'DONE' && detail === '1' && all.some((one) => one.name === 'ENVCHANGE') && i < 2),
       )
       .map(({ name, detail }) => {
-        if (name === 'ERROR' || name === 'ENVCHANGE') return `${name} ${detail}`;
+        if (name === 'ENVCHANGE' || (name === 'ERROR' && numbers)) return `${name} ${detail}`;
         // Whether there is more, and a count.
         if (name.startsWith('DONE'))
           return refused ? name : `${name} ${(Number.parseInt(detail, 16) & 0x11).toString(16)}`;
@@ -191,7 +197,8 @@ describe.skipIf(missing !== '')(`the same bytes as to a real server${missing}`, 
     const admin = await TdsClient.connect(server.port, {}, { userName: 'babelfish_user', password: '12345678' });
     await admin.batch(
       'DROP TABLE IF EXISTS acct; CREATE TABLE acct (id int PRIMARY KEY, bal int, name varchar(50)); ' +
-        "INSERT INTO acct VALUES (1, 103, 'alice'), (2, 100, 'bob'), (10, 43, 'carol')",
+        "INSERT INTO acct VALUES (1, 103, 'alice'), (2, 100, 'bob'), (10, 43, 'carol'); " +
+        'DROP TABLE IF EXISTS bulk1; CREATE TABLE bulk1 (id int PRIMARY KEY, name nvarchar(40), amt decimal(38, 2), at datetime2(3))',
     );
     await admin.close();
     const sides = { c2s: [] as Buffer[], s2c: [] as Buffer[] };
@@ -212,7 +219,14 @@ describe.skipIf(missing !== '')(`the same bytes as to a real server${missing}`, 
         .subarray(0, 400)
         .toString('utf16le')
         .replaceAll(/[^ -~]/g, '');
-      expect([i, text, ...comparable(tokensOf(answers[i]))]).toEqual([i, text, ...comparable(tokensOf(recorded[i]))]);
+      const theirs = tokensOf(recorded[i]);
+      // Errors that it has no number of SQL Server's for have this one.
+      const numbers = !theirs.some(({ detail }) => detail === '33557097');
+      expect([i, text, ...comparable(tokensOf(answers[i]), numbers)]).toEqual([
+        i,
+        text,
+        ...comparable(theirs, numbers),
+      ]);
     }
     const login = (payload: Buffer) =>
       new Set(tokensOf(payload).map(({ name, detail }) => `${name}${name === 'ENVCHANGE' ? detail : ''}`));

@@ -47,9 +47,11 @@ export interface Surroundings {
 
 /** Names a database of a family by PostgreSQL's identity: all replicas share it, and each promotion begins a new fork. */
 const FAMILY = "md5('family ' || (SELECT system_identifier FROM pg_control_system()))::uuid";
-const FORK =
-  "md5('fork ' || (SELECT system_identifier FROM pg_control_system()) || ' ' || coalesce((SELECT max(received_tli) FROM " +
-  'pg_stat_wal_receiver), (SELECT timeline_id FROM pg_control_checkpoint())))::uuid';
+/** The timeline: of a primary it is in the name of the WAL file that is written, at once after a promotion. */
+const TIMELINE =
+  '(CASE WHEN pg_is_in_recovery() THEN coalesce((SELECT max(received_tli) FROM pg_stat_wal_receiver), (SELECT timeline_id FROM ' +
+  "pg_control_checkpoint())) ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END)";
+const FORK = `md5('fork ' || (SELECT system_identifier FROM pg_control_system()) || ' ' || ${TIMELINE})::uuid`;
 const HARDENED =
   "(CASE WHEN pg_is_in_recovery() THEN coalesce(pg_last_wal_receive_lsn(), '0/0') ELSE pg_current_wal_flush_lsn() END - '0/0'::pg_lsn)" +
   '::numeric(25,0)';

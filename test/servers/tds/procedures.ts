@@ -1,5 +1,5 @@
 import { TdsError } from './errors.js';
-import { parse, tokens } from './parse.js';
+import { parse, readParameters, tokens } from './parse.js';
 import type { Given, Session } from './session.js';
 import { quote, type SqlType, type Value } from './types.js';
 
@@ -35,9 +35,8 @@ async function execute(
 }
 
 const executeSql: Procedure = async (session, given, values, types) => {
-  const handle = session.prepare(given[1]?.value ?? '', given[0]?.value ?? '');
-  const { parameters, batch } = session.handles.get(handle)!;
-  session.handles.delete(handle);
+  const parameters = readParameters(tokens(given[1]?.value ?? ''));
+  const batch = parse(tokens(given[0]?.value ?? ''));
   return execute(session, parameters, batch, { given, from: Math.min(2, given.length), values, types });
 };
 

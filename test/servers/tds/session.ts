@@ -225,6 +225,7 @@ export class Session {
     const before = this.database;
     this.database = this.login.database === '' ? this.server.defaultDatabase : this.login.database.toLowerCase();
     await this.pg.run([...dropped, 'SELECT pg_advisory_unlock_all()'].join('; '));
+    this.#settingsTouched = true;
     await this.#applySettings();
     if (before !== this.database) this.#tellDatabase(before);
   }
@@ -1130,7 +1131,7 @@ export class Session {
     });
     const result = statement.result === null ? undefined : frame.variables.get(statement.result);
     if (result !== undefined) result.value = String(outputs.status);
-    this.reply.returnStatus(outputs.status);
+    if (this.reply.depth === 0) this.reply.returnStatus(outputs.status);
     this.reply.doneProc(outputs.status < 0 && outputs.failed ? DONE.error : 0);
   }
 
