@@ -113,6 +113,30 @@ describe.skipIf(why !== '')(`FreeTDS${why}`, () => {
     expect(output).toMatch(/1 +a/);
     expect(output).toMatch(/2 +NULL/);
   });
+
+  it('loads in bulk', async () => {
+    const server = await serve();
+    const client = await TdsClient.connect(server.port);
+    await client.batch(
+      'DROP TABLE IF EXISTS bcp; CREATE TABLE bcp (id int NOT NULL, name varchar(20), n decimal(9, 2))',
+    );
+    const file = join(tempDir(), 'rows');
+    writeFileSync(file, '1,one,1.50\n2,,2.25\n');
+    const output = await freetds(
+      'freebcp',
+      ['app..bcp', 'in', file, ...login, '-c', '-t', ','],
+      '7.4',
+      'off',
+      '',
+      server.port,
+    );
+    expect(output).toContain('2 rows copied');
+    expect((await client.sql('SELECT * FROM bcp ORDER BY id')).rows).toEqual([
+      { id: 1, name: 'one', n: 1.5 },
+      { id: 2, name: null, n: 2.25 },
+    ]);
+    await client.close();
+  });
 });
 
 const captures = process.env.OUTLIVE_CAPTURES ?? fileURLToPath(new URL('../../../shared/captures', import.meta.url));

@@ -567,6 +567,29 @@ describe('a server', () => {
     ]);
   });
 
+  it('keeps cursors', async () => {
+    const c = await client(server);
+    const int = (name: string, value: number | null, output = false) => ({ name, type: TYPES.Int, value, output });
+    const opened = await c.procedure(
+      'sp_cursoropen',
+      int('cursor', null, true),
+      { name: 'stmt', type: TYPES.NVarChar, value: 'SELECT g AS n FROM generate_series(1, 5) AS g' },
+      int('scrollopt', 8, true),
+      int('ccopt', 1, true),
+      int('rowcount', 0, true),
+    );
+    expect(opened.rows).toEqual([]);
+    expect(opened.outputs.rowcount).toBe(5);
+    const cursor = int('cursor', opened.outputs.cursor as number);
+    const fetch = async () =>
+      (await c.procedure('sp_cursorfetch', cursor, int('fetchtype', 2), int('rownum', 0), int('nrows', 2))).rows.map(
+        ({ n }) => n,
+      );
+    expect([await fetch(), await fetch(), await fetch()]).toEqual([[1, 2], [3, 4], [5]]);
+    await c.procedure('sp_cursorclose', cursor);
+    expect(await refusal(fetch())).toMatchObject({ number: 16909 });
+  });
+
   it('loads in bulk', async () => {
     const c = await client(server);
     await c.batch(

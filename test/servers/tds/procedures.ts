@@ -138,6 +138,50 @@ const who: Procedure = async (session) => {
   return 0;
 };
 
+const openCursor: Procedure = async (session, given, values, types) => {
+  const declaration = readParameters(tokens(given[5]?.value ?? ''));
+  const handle = await session.openCursor(given[1]?.value ?? '', declaration, given.slice(6));
+  const { columns, rows } = session.cursors.get(handle)!;
+  session.give(columns, []);
+  // Handle, scroll option (static), concurrency option (read only), number of rows.
+  for (const [i, value] of [handle, null, 8, 1, rows.length].entries()) {
+    if (value === null || i >= values.length) continue;
+    values[i] = String(value);
+    types[i] = { name: 'int' };
+  }
+  return 0;
+};
+
+function cursorNotFound(procedure: string, handle: Value): TdsError {
+  return new TdsError(
+    16909,
+    `${procedure}: The cursor identifier value provided (${Number(handle ?? 0).toString(16)}) is not valid.`,
+  );
+}
+
+/** Kinds of fetch: 1 first, 2 next, 4 previous, 8 last, 16 absolute. */
+const fetchCursor: Procedure = async (session, given) => {
+  const cursor = session.cursors.get(Number(given[0]?.value));
+  if (cursor === undefined) throw cursorNotFound('sp_cursorfetch', given[0]?.value ?? null);
+  const kind = Number(given[1]?.value ?? '2');
+  const count = Number(given[3]?.value ?? '1');
+  const starts: Record<number, number> = {
+    1: 0,
+    4: Math.max(cursor.at - 2 * count, 0),
+    8: Math.max(cursor.rows.length - count, 0),
+    16: Math.max(Number(given[2]?.value ?? '1') - 1, 0),
+  };
+  const start = starts[kind] ?? cursor.at;
+  cursor.at = Math.min(start + count, cursor.rows.length);
+  session.give(cursor.columns, cursor.rows.slice(start, cursor.at));
+  return 0;
+};
+
+const closeCursor: Procedure = async (session, given) => {
+  if (!session.cursors.delete(Number(given[0]?.value))) throw cursorNotFound('sp_cursorclose', given[0]?.value ?? null);
+  return 0;
+};
+
 /** The procedures that this server has by itself, by their names in lower case. */
 export const PROCEDURES: Readonly<Record<string, Procedure>> = {
   sp_executesql: executeSql,
@@ -145,6 +189,9 @@ export const PROCEDURES: Readonly<Record<string, Procedure>> = {
   sp_prepexec: prepexec,
   sp_execute: executePrepared,
   sp_unprepare: unprepare,
+  sp_cursoropen: openCursor,
+  sp_cursorfetch: fetchCursor,
+  sp_cursorclose: closeCursor,
   sp_getapplock: getLock,
   sp_releaseapplock: releaseLock,
   sp_set_session_context: setSessionContext,
@@ -158,6 +205,9 @@ export const PROCEDURES: Readonly<Record<string, Procedure>> = {
 
 /** The procedures that RPC names by a number. */
 export const BY_NUMBER: Readonly<Record<number, string>> = {
+  2: 'sp_cursoropen',
+  7: 'sp_cursorfetch',
+  9: 'sp_cursorclose',
   10: 'sp_executesql',
   11: 'sp_prepare',
   12: 'sp_execute',

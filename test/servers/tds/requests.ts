@@ -167,17 +167,16 @@ export async function runBulk(session: Session, reader: Reader, version: number)
     columns.push({ name: reader.text(1), wire });
   }
   const rows: Value[][] = [];
-  for (;;) {
+  // The end of the message ends the rows, with a DONE before it or without.
+  while (reader.left > 0) {
     const token = reader.u8();
     if (token === 0xd1) rows.push(columns.map(({ wire }) => readValue(reader, wire, 'row')));
     else if (token === 0xd2) {
       const nulls = reader.take(Math.ceil(count / 8));
       rows.push(columns.map(({ wire }, i) => (nulls[i >> 3] & (1 << (i & 7)) ? null : readValue(reader, wire, 'row'))));
-    } else if (token === 0xfd) break;
+    } else if (token === 0xfd) reader.take(reader.left === 8 ? 8 : version >= TDS.v72 ? 12 : 8);
     else throw new ProtocolError(`token ${token} in a bulk load`);
   }
-  reader.take(version >= TDS.v72 ? 12 : 8);
-  if (reader.left > 0) throw new ProtocolError(`${reader.left} bytes behind a bulk load`);
   const names = columns.map(({ name }) => `"${name.toLowerCase().replaceAll('"', '""')}"`).join(', ');
   const statements: string[] = [];
   for (let at = 0; at < rows.length; at += ROWS_AT_ONCE) {

@@ -137,6 +137,8 @@ export class Session {
   reply!: Reply;
   bulk: { table: string; columns: readonly string[] } | null = null;
   readonly handles = new Map<number, { parameters: readonly Declared[]; batch: readonly Statement[] }>();
+  /** Server cursors, with all of their rows. */
+  readonly cursors = new Map<number, { columns: readonly Column[]; rows: readonly (readonly Value[])[]; at: number }>();
   readonly context = new Map<string, Typed>();
   /** Names of temporary tables, as PostgreSQL has them. */
   readonly temporary = new Set<string>();
@@ -203,6 +205,7 @@ export class Session {
     this.#contextInfo = null;
     this.context.clear();
     this.handles.clear();
+    this.cursors.clear();
     this.bulk = null;
   }
 
@@ -261,7 +264,9 @@ export class Session {
 
   /** Whether a new session could take this one's place. */
   get recoverable(): boolean {
-    return this.trancount === 0 && this.temporary.size === 0 && this.handles.size === 0 && this.context.size === 0;
+    return (
+      this.trancount === 0 && [this.temporary, this.handles, this.cursors, this.context].every(({ size }) => size === 0)
+    );
   }
 
   get facts(): SessionFacts {
@@ -1026,6 +1031,28 @@ export class Session {
     } catch (error) {
       if (!(error instanceof TdsError)) throw error;
     }
+  }
+
+  /** Opens a cursor over a SELECT. Gives its handle. */
+  async openCursor(text: string, parameters: readonly Declared[], given: readonly Given[]): Promise<number> {
+    const [statement, ...more] = parse(tokens(text));
+    if (statement?.kind !== 'sql' || more.length > 0) {
+      throw new TdsError(
+        16937,
+        'A server cursor is not allowed on a remote stored procedure or on one with more than one SELECT.',
+      );
+    }
+    const frame = new Frame('');
+    await this.#bind(frame, parameters, given, 'sp_cursoropen');
+    const translated = translate(statement.verb, statement.tokens, this.scope(frame));
+    const rows: (readonly Value[])[] = [];
+    const [{ fields }] = await this.#pg(translated.sql, statement.verb, (row) => {
+      rows.push(row);
+    });
+    await this.learnTables(this.unknownTables(fields));
+    const handle = 180_150_000 + this.#nextHandle++;
+    this.cursors.set(handle, { columns: this.columnsFor(fields, translated.columns, true), rows, at: 0 });
+    return handle;
   }
 
   /** Runs a text with parameters, as sp_executesql and sp_execute do. Gives the values of all parameters at the end. */
