@@ -37,6 +37,8 @@ export class PgLink {
   closed = false;
   /** Whether a statement runs. */
   busy = false;
+  /** How many have run. */
+  runs = 0;
 
   private constructor(place: PgPlace, name: string) {
     this.#place = place;
@@ -71,6 +73,7 @@ export class PgLink {
   /** Runs statements of one text in the simple protocol. Gives the results of all, in order. */
   async run(text: string, onRow?: OnRow): Promise<PgResult[]> {
     this.busy = true;
+    this.runs++;
     try {
       return await this.#run(text, onRow);
     } finally {

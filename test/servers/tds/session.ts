@@ -1,4 +1,5 @@
 import { randomUUID } from 'node:crypto';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { int, knownFunction, knownGlobal, knownView, name, type SessionFacts } from './environment.js';
 import { fromPg, type PgError, TdsError } from './errors.js';
 import type { Login } from './login.js';
@@ -117,6 +118,7 @@ const ISOLATION_NAMES: Readonly<Record<string, number>> = {
 };
 
 const MOST_NESTED = 32;
+const CANCEL_AGAIN_MS = 50;
 
 interface Known {
   readonly type: SqlType | null;
@@ -293,7 +295,16 @@ export class Session {
   cancel(): void {
     this.#cancelled = true;
     this.#stopSleep?.();
-    if (this.pg.busy) this.#cancelling = this.pg.cancel();
+    this.#cancelling = this.#cancelPg();
+  }
+
+  /** Asks again while the same statement runs: PostgreSQL ignores what comes before it has read the statement. */
+  async #cancelPg(): Promise<void> {
+    const { runs } = this.pg;
+    while (this.pg.busy && this.pg.runs === runs) {
+      await this.pg.cancel();
+      if (this.pg.busy && this.pg.runs === runs) await sleep(CANCEL_AGAIN_MS);
+    }
   }
 
   /** Called before each request. */
@@ -677,6 +688,7 @@ export class Session {
       this.server.drop(this.spid);
       return new SessionGone();
     }
+    if (this.#cancelled) await this.#cancelling;
     if (inside) {
       await this.pg.run('ROLLBACK TO SAVEPOINT tds_statement').catch(() => {});
       await this.#restoreSettings();
