@@ -1,19 +1,19 @@
 import { type ChildProcess, execFileSync, fork } from 'node:child_process';
-import { existsSync, mkdirSync, rmSync } from 'node:fs';
+import { symlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import type { Ask, Told } from '../servers/tds/main.js';
 import type { Gate, Place, TdsEvent, TdsOptions } from '../servers/tds/server.js';
+import { tempDir } from './servers.js';
 
 const ROOT = fileURLToPath(new URL('../..', import.meta.url));
 
-/** Programs of a process of its own are compiled: Node takes no TypeScript. Each test process has its own copy. */
+let program: string | undefined;
+
+/** The program as JavaScript, which Node needs, in a directory that goes away after the tests of this file. */
 function compiled(): string {
-  const out = join(ROOT, 'node_modules', '.cache', `outlive-tds-${process.pid}`);
-  const main = join(out, 'test', 'servers', 'tds', 'main.js');
-  if (existsSync(main)) return main;
-  mkdirSync(out, { recursive: true });
-  process.once('exit', () => rmSync(out, { recursive: true, force: true }));
+  if (program !== undefined) return program;
+  const out = tempDir();
   const compiler = join(ROOT, 'node_modules', 'typescript', 'bin', 'tsc');
   const options = '--ignoreConfig --noCheck --rootDir . --module nodenext --target es2023 --types node'.split(' ');
   const files = ['--outDir', out, join('test', 'servers', 'tds', 'main.ts')];
@@ -21,7 +21,10 @@ function compiled(): string {
     cwd: ROOT,
     stdio: ['ignore', 'ignore', 'inherit'],
   });
-  return main;
+  symlinkSync(join(ROOT, 'node_modules'), join(out, 'node_modules'));
+  writeFileSync(join(out, 'package.json'), '{"type":"module"}');
+  program = join(out, 'test', 'servers', 'tds', 'main.js');
+  return program;
 }
 
 /** A TDS server in a process of its own. */
