@@ -1,158 +1,180 @@
-import { existsSync, readdirSync, readFileSync } from 'node:fs';
-import { fileURLToPath } from 'node:url';
-import {
-  EOM,
-  type Message,
-  MessageCollector,
-  type PacketHeader,
-  PacketReader,
-  type PacketSink,
-  PRELOGIN,
-  writeHeader,
-} from '../../codecs/tds/packet.js';
-import { type TokenReader, type TokenSink, tokenName } from '../../codecs/tds/tokens.js';
+import { once } from 'node:events';
+import { Connection, type ConnectionConfiguration, ISOLATION_LEVEL, Request, TYPES } from 'tedious';
 
-/** Where captures of real TDS connections are, when they are somewhere. */
-export const TDS_CAPTURES = `${process.env.OUTLIVE_CAPTURES ?? fileURLToPath(new URL('../../../shared/captures', import.meta.url))}/tds/`;
+export { ISOLATION_LEVEL, TYPES };
 
-export const haveTdsCaptures = existsSync(TDS_CAPTURES);
-
-/** Names of the captured connections. */
-export const tdsCaptures: readonly string[] = haveTdsCaptures
-  ? readdirSync(TDS_CAPTURES)
-      .filter((name) => name.endsWith('.jsonl'))
-      .map((name) => name.slice(0, -6))
-  : [];
-
-/** What was read from a socket at once. */
-export interface Chunk {
-  readonly from: 'client' | 'server';
-  readonly bytes: Uint8Array;
+/** What the client is told of a column, as far as tests look at it. */
+export interface ColumnMetadata {
+  readonly colName: string;
+  readonly type: { readonly name: string };
+  readonly dataLength?: number;
+  readonly precision?: number;
+  readonly scale?: number;
+  readonly flags: number;
 }
 
-/** The chunks of a captured connection, in order. */
-export function captured(name: string): Chunk[] {
-  return readFileSync(`${TDS_CAPTURES}${name}.jsonl`, 'utf8')
-    .trim()
-    .split('\n')
-    .map((line) => JSON.parse(line) as { dir: string; hex: string })
-    .filter(({ hex }) => hex !== '')
-    .map(({ dir, hex }) => ({ from: dir === 'c2s' ? 'client' : 'server', bytes: Buffer.from(hex, 'hex') }));
+/** What a request gave: rows of all its results in order, messages and the like. */
+export interface Answer {
+  readonly rows: Record<string, unknown>[];
+  readonly columns: ColumnMetadata[][];
+  readonly rowCount: number;
+  readonly outputs: Record<string, unknown>;
+  readonly status: number | undefined;
+  readonly infos: { number: number; message: string }[];
 }
 
-/** All bytes of one direction. */
-export const streamOf = (chunks: readonly Chunk[], from: Chunk['from']): Uint8Array =>
-  Buffer.concat(chunks.filter((chunk) => chunk.from === from).map(({ bytes }) => bytes));
-
-/** One message with the packets that it came in. */
-export interface SeenMessage extends Message {
-  /** Its packets, headers included. */
-  readonly raw: Uint8Array;
-  readonly payload: Uint8Array;
+/** An error that the server told, as tedious gives it. */
+export interface ServerError extends Error {
+  readonly number: number;
+  readonly state: number;
+  readonly class: number;
+  readonly code?: string;
+  readonly answer: Answer;
 }
 
-/** True for the first byte of a TLS record: TDS packets are over. */
-const isTls = (byte: number): boolean => byte >= 0x14 && byte <= 0x17;
-
-/** The messages of one direction, as far as it is in plain text. */
-export function messagesOf(stream: Uint8Array, from: Chunk['from']): SeenMessage[] {
-  const messages: SeenMessage[] = [];
-  let at = 0;
-  let message: Message | null = null;
-  const reader = new PacketReader(from);
-  const collector = new MessageCollector(from, stream.length, (one) => {
-    message = one;
-    return true;
-  });
-  while (at < stream.length && !(messages.at(-1)?.type === PRELOGIN && isTls(stream[at]))) {
-    message = null;
-    const next = reader.push(stream, at, stream.length, collector);
-    const one = message as Message | null;
-    if (one === null) break;
-    messages.push({ ...one, raw: stream.subarray(at, next), payload: one.bytes.subarray(one.start, one.end) });
-    at = next;
-  }
-  return messages;
+export interface Parameter {
+  readonly name: string;
+  readonly type: unknown;
+  readonly value: unknown;
+  readonly options?: Record<string, unknown>;
+  readonly output?: boolean;
 }
 
-/** Cuts [0, length) into pieces that end at these places. */
-export function pieces(bytes: Uint8Array, cuts: readonly number[]): Uint8Array[] {
-  const ends = [...cuts, bytes.length];
-  return ends.map((end, index) => bytes.subarray(index === 0 ? 0 : ends[index - 1], end));
+/** A client with tedious, whose calls are promises. */
+export class TdsClient {
+  readonly infos: { number: number; message: string }[] = [];
+  readonly lost: Error[] = [];
+
+  private constructor(readonly connection: Connection) {
+    connection.on('error', (error) => this.lost.push(error));
+    connection.on('infoMessage', (token) => this.infos.push(token));
+    connection.on('errorMessage', (token) => this.infos.push(token));
+  }
+
+  /** Connects as sa. Throws tedious's error where that fails. */
+  static async connect(
+    port: number,
+    options: NonNullable<ConnectionConfiguration['options']> = {},
+    login: { userName?: string; password?: string } = {},
+  ): Promise<TdsClient> {
+    const connection = new Connection({
+      server: '127.0.0.1',
+      authentication: { type: 'default', options: { userName: 'sa', password: 'Outlive.1', ...login } },
+      options: {
+        port,
+        encrypt: false,
+        trustServerCertificate: true,
+        rowCollectionOnRequestCompletion: false,
+        useColumnNames: false,
+        connectTimeout: 20_000,
+        requestTimeout: 30_000,
+        ...options,
+      },
+    });
+    const client = new TdsClient(connection);
+    await new Promise<void>((done, fail) => {
+      connection.connect((error) => (error ? fail(error) : done()));
+    });
+    return client;
+  }
+
+  /** A request that tells what it gives, and runs it by a method of the connection. */
+  run(
+    how: (request: Request, connection: Connection) => void,
+    text = '',
+    parameters: readonly Parameter[] = [],
+    onRequest?: (request: Request) => void,
+  ): Promise<Answer> {
+    return new Promise((done, fail) => {
+      const answer = { rows: [], columns: [], outputs: {}, infos: [] } as unknown as {
+        -readonly [K in keyof Answer]: Answer[K];
+      };
+      const seen = this.infos.length;
+      const request = new Request(text, (error, rowCount) => {
+        answer.rowCount = rowCount ?? 0;
+        answer.infos = this.infos.slice(seen);
+        if (error) fail(Object.assign(error, { answer }));
+        else done(answer);
+      });
+      for (const { name, type, value, options, output } of parameters) {
+        if (output) request.addOutputParameter(name, type as never, value, options);
+        else request.addParameter(name, type as never, value, options);
+      }
+      request.on('columnMetadata', (columns) => answer.columns.push(columns as ColumnMetadata[]));
+      request.on('row', (row: { metadata: ColumnMetadata; value: unknown }[]) =>
+        answer.rows.push(
+          Object.fromEntries(row.map(({ metadata, value }, i) => [metadata.colName || String(i), value])),
+        ),
+      );
+      request.on('returnValue', (name, value) => {
+        answer.outputs[name] = value;
+      });
+      request.on('doneProc', (_, __, status) => {
+        answer.status = status;
+      });
+      onRequest?.(request);
+      how(request, this.connection);
+    });
+  }
+
+  batch(text: string): Promise<Answer> {
+    return this.run((request, connection) => connection.execSqlBatch(request), text);
+  }
+
+  /** By sp_executesql. */
+  sql(text: string, ...parameters: Parameter[]): Promise<Answer> {
+    return this.run((request, connection) => connection.execSql(request), text, parameters);
+  }
+
+  procedure(name: string, ...parameters: Parameter[]): Promise<Answer> {
+    return this.run((request, connection) => connection.callProcedure(request), name, parameters);
+  }
+
+  #told(call: (done: (error?: Error | null) => void) => void): Promise<void> {
+    return new Promise((done, fail) => call((error) => (error ? fail(error) : done())));
+  }
+
+  begin(name = '', isolation?: number): Promise<void> {
+    return this.#told((done) => this.connection.beginTransaction(done as never, name, isolation));
+  }
+
+  commit(): Promise<void> {
+    return this.#told((done) => this.connection.commitTransaction(done as never));
+  }
+
+  rollback(name?: string): Promise<void> {
+    return this.#told((done) => this.connection.rollbackTransaction(done as never, name));
+  }
+
+  save(name: string): Promise<void> {
+    return this.#told((done) => this.connection.saveTransaction(done as never, name));
+  }
+
+  reset(): Promise<void> {
+    return this.#told((done) => this.connection.reset(done as never));
+  }
+
+  /** The descriptor that the client sends, in hexadecimal. */
+  get descriptor(): string {
+    const { currentTransactionDescriptor } = this.connection as unknown as {
+      transactionDescriptors: Buffer[];
+      currentTransactionDescriptor(): Buffer;
+    };
+    return currentTransactionDescriptor.call(this.connection).toString('hex');
+  }
+
+  async close(): Promise<void> {
+    const ended = once(this.connection, 'end');
+    this.connection.close();
+    await ended;
+  }
 }
 
-/** Pieces of one byte each. */
-export const bytewise = (bytes: Uint8Array): Uint8Array[] => Array.from(bytes, (_, at) => bytes.subarray(at, at + 1));
-
-/** Notes what a {@link TokenReader} tells, in a form that does not depend on where chunks end. */
-export class TokenLog implements TokenSink {
-  readonly events: string[] = [];
-  #rows = 0;
-
-  constructor(readonly reader: TokenReader) {}
-
-  token(type: number, bytes: Uint8Array, start: number, end: number): void {
-    this.#settle();
-    const hex = Buffer.from(bytes.buffer, bytes.byteOffset + start, end - start).toString('hex');
-    this.events.push(`${this.reader.position} ${tokenName(type)} ${hex}`);
-  }
-
-  rows(count: number): void {
-    this.#rows += count;
-  }
-
-  row(type: number, bytes: Uint8Array, start: number, end: number): void {
-    const hex = Buffer.from(bytes.buffer, bytes.byteOffset + start, end - start).toString('hex');
-    this.events.push(`${tokenName(type)} ${hex}`);
-  }
-
-  #settle(): void {
-    if (this.#rows > 0) this.events.push(`${this.#rows} rows`);
-    this.#rows = 0;
-  }
-
-  /** Everything so far. */
-  all(): string[] {
-    this.#settle();
-    return this.events;
-  }
-}
-
-/** What a reader tells of a token stream that comes in these pieces. */
-export function tokensOf(parts: readonly Uint8Array[], reader: TokenReader): string[] {
-  const log = new TokenLog(reader);
-  for (const part of parts) reader.push(part, 0, part.length, log);
-  reader.endMessage();
-  return log.all();
-}
-
-/** Notes what a {@link PacketReader} tells, and puts the bytes together again. */
-export class PacketLog implements PacketSink {
-  readonly events: string[] = [];
-  readonly out: Uint8Array[] = [];
-  #length = 0;
-
-  #settle(): void {
-    if (this.#length > 0) this.events.push(`payload ${this.#length}`);
-    this.#length = 0;
-  }
-
-  packet(header: PacketHeader, first: boolean): void {
-    this.#settle();
-    this.events.push(`packet ${JSON.stringify(header)} ${first}`);
-    const bytes = new Uint8Array(8);
-    writeHeader(bytes, 0, header);
-    this.out.push(bytes);
-  }
-
-  payload(bytes: Uint8Array, start: number, end: number): void {
-    this.#length += end - start;
-    this.out.push(bytes.slice(start, end));
-  }
-
-  end(status: number): boolean {
-    this.#settle();
-    this.events.push(`end ${status & EOM}`);
-    return false;
-  }
+/** The error that a promise fails with, as the server told it. */
+export async function refusal(promise: Promise<unknown>): Promise<ServerError> {
+  const error = await promise.then(
+    () => new Error('it did not fail'),
+    (error) => error,
+  );
+  return (error as AggregateError).errors?.[0] ?? error;
 }

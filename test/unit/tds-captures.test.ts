@@ -64,7 +64,7 @@ import {
   TokenLog,
   tdsCaptures,
   tokensOf,
-} from '../kit/tds.js';
+} from '../kit/tds-captures.js';
 
 /** The version that the client of a captured connection asks for; 7.4 where that is hidden by TLS. */
 function dialectIn(client: Uint8Array): number {

@@ -53,7 +53,7 @@ import {
 import { TDS_7_1, TDS_7_2, TDS_7_4 } from '../../codecs/tds/version.js';
 import { ProtocolViolation } from '../../core/contract/index.js';
 import { type Randomness, randomness } from '../kit/random.js';
-import { captured, streamOf, tdsCaptures } from '../kit/tds.js';
+import { captured, streamOf, tdsCaptures } from '../kit/tds-captures.js';
 import { clientStream, serverTokens } from '../kit/tds-fixtures.js';
 
 /** Mutated bytes to be read in each direction; OUTLIVE_FUZZ_BYTES=10000000 for a long run. */

@@ -19,7 +19,7 @@ import {
   typeName,
 } from '../../codecs/tds/packet.js';
 import { ProtocolViolation } from '../../core/contract/index.js';
-import { bytewise, messagesOf, PacketLog, pieces } from '../kit/tds.js';
+import { bytewise, messagesOf, PacketLog, pieces } from '../kit/tds-captures.js';
 import { clientStream, hex } from '../kit/tds-fixtures.js';
 
 const numbers = (length: number): Uint8Array => Uint8Array.from({ length }, (_, at) => at % 251);

@@ -40,7 +40,7 @@ import {
 import { TABLE } from '../../codecs/tds/types.js';
 import { TDS_7_1, TDS_7_4 } from '../../codecs/tds/version.js';
 import { ProtocolViolation } from '../../core/contract/index.js';
-import { messagesOf } from '../kit/tds.js';
+import { messagesOf } from '../kit/tds-captures.js';
 import { clientPayloads, EVERY_TYPE, hex, TABLE_PARAMETER } from '../kit/tds-fixtures.js';
 
 const DESCRIPTOR = 0x3500000021n;

@@ -28,7 +28,7 @@ import { PLP, typeName } from '../../codecs/tds/types.js';
 import { TDS_7_1, TDS_7_4 } from '../../codecs/tds/version.js';
 import { done } from '../../codecs/tds/write.js';
 import { ProtocolViolation } from '../../core/contract/index.js';
-import { bytewise, pieces, TokenLog, tokensOf } from '../kit/tds.js';
+import { bytewise, pieces, TokenLog, tokensOf } from '../kit/tds-captures.js';
 import { colMetadata, EVERY_TYPE, HAND_WRITTEN, hex, nbcRow, row, serverTokens } from '../kit/tds-fixtures.js';
 
 const names = (events: readonly string[]): string[] =>

@@ -37,7 +37,7 @@ import {
   serverMessage,
   textChange,
 } from '../../codecs/tds/write.js';
-import { messagesOf } from '../kit/tds.js';
+import { messagesOf } from '../kit/tds-captures.js';
 import { COLLATION } from '../kit/tds-fixtures.js';
 
 /** The tokens of some bytes. */
