@@ -49,12 +49,7 @@ function open(): Session {
     tls: false,
   } as const;
   const own: SessionCodec = codec.session({ greeting, shared: () => shared, options: {} });
-  const canon = {
-    frameLength: codec.frameLength,
-    canonical: own.canonical.bind(own),
-    verbatim: own.verbatim.bind(own),
-  };
-  const session = new Session(own, canon, LIMITS, new Nowhere(), stats);
+  const session = new Session(own, codec.frameLength, LIMITS, new Nowhere(), stats);
   own.welcome({ cancelKey: null, backendId: '1', facts: { parameters: [] } }, new Uint8Array(8));
   session.attached();
   return session;

@@ -47,6 +47,8 @@ export interface FrameHeader {
   notice: boolean;
   /** True when this frame is a ready point of the server. */
   boundary: boolean;
+  /** True when it ends amid something that the next frame goes on with: nothing else can be said to the client before that. False at first. */
+  partial: boolean;
   /** The protocol's own frame type, for reports. */
   type: number;
 }
@@ -113,6 +115,11 @@ export interface ServerError {
 export interface Sink {
   /** A request is complete: these bytes ([start, end) of `bytes`) are to be sent to the server for it. */
   request(request: Request, bytes: Uint8Array, start: number, end: number): void;
+  /**
+   * The client cancels the request in progress in its own connection: these bytes go to the server out of turn, and the request is answered
+   * by what its ready ends as ever.
+   */
+  interrupt(bytes: Uint8Array, start: number, end: number): void;
   /** The client says good-bye. */
   goodbye(): void;
   /** The server waits again; everything before is answered. */
@@ -352,10 +359,29 @@ export interface Blocker {
 }
 
 /**
+ * How the frames of a session travel, where they do not travel as they are: in packets of a size that each connection has of its own, or
+ * in terms that only one connection understands. The core sees frames alone, in the client's terms.
+ */
+export interface Carriage {
+  /** Length of the frame at `start`, whose header is there. */
+  frameLength(bytes: Uint8Array, start: number, end: number): number;
+  /** The whole frames in what came from a side; what does not make one yet is kept. Throws {@link ProtocolViolation}. */
+  unpack(side: Side, bytes: Uint8Array): Uint8Array;
+  /** Whole frames as bytes for a side. Some may be kept until more is said; none that ends an answer or a request. */
+  pack(side: Side, frames: Uint8Array): Uint8Array;
+  /** Something that the client was told is kept: nothing may be said past {@link pack}. */
+  readonly holding: boolean;
+}
+
+/**
  * The codec of one session: follows both directions, knows the session's state. Everything it keeps must be plain data, so that
  * `freeze` can hand it to another process.
  */
 export interface SessionCodec {
+  /** Absent where frames are what travels. All other members get and give frames, but for {@link welcome} and what an exchange sends. */
+  readonly carriage?: Carriage;
+  /** The server takes one request at a time: the next one is sent when the one before is answered. */
+  readonly serial?: boolean;
   /** Reads the header at [start, end) of `bytes`; false when it needs more bytes (`out.need` of them from `start`). Throws {@link ProtocolViolation}. */
   peek(side: Side, bytes: Uint8Array, start: number, end: number, out: FrameHeader): boolean;
   /**
@@ -404,8 +430,8 @@ export interface SessionCodec {
   ties?(): Blocker[];
   /** The blockers were reported to the client and are gone for good. */
   forgetBlockers(): void;
-  /** Brings a fresh, logged-in connection to the session's state as of the last unit's end. Returns what could not be had again. */
-  restore(): Exchange<Blocker[]>;
+  /** Brings a fresh connection, logged in to as `login` tells, to the session's state as of the last unit's end. Returns what could not be had again. */
+  restore(login: LoginResult): Exchange<Blocker[]>;
 
   /** Transactions of the gateway's own. Null where the protocol has none. */
   readonly guard: {
@@ -432,6 +458,13 @@ export interface SessionCodec {
     fatal(error: GatewayError): Uint8Array;
     /** The answer to a commit request that took effect although its answer was lost, without the first `released` frames that were delivered, and without the ready when it is joined. */
     committed(request: Request, released: number): Uint8Array;
+    /**
+     * The answer to a rollback whose transaction is gone with its server, without the first `released` frames that were delivered. Present
+     * where the protocol knows no failed transaction: one that cannot go on is over when {@link error} has told so with `failed`.
+     */
+    rolledBack?(request: Request, released: number): Uint8Array;
+    /** Tells a client that {@link Sink.interrupt}s that this was heard. Present where clients can. */
+    interrupted?(): Uint8Array;
     /** The ready alone. */
     ready(status: TransactionStatus): Uint8Array;
     /** Harmless bytes that show a waiting client that it is not forgotten; legal between frames. Null when the protocol has none. */

@@ -299,11 +299,7 @@ export class SessionHost implements SessionIo, Relocatable {
     this.codec = codec.session({ greeting, shared: () => cluster.learnedNow(database), options: listener.options });
     const session = new Session(
       this.codec,
-      {
-        frameLength: codec.frameLength,
-        canonical: (bytes, start, end) => this.codec!.canonical(bytes, start, end),
-        verbatim: (bytes, start) => this.codec!.verbatim(bytes, start),
-      },
+      (bytes, start, end) => codec.frameLength(bytes, start, end),
       listener.limits,
       this,
       env.stats,
@@ -788,10 +784,12 @@ export class SessionHost implements SessionIo, Relocatable {
 
   /** Ends the session with an error of the gateway's own. */
   fatal(error: GatewayError): void {
-    const mute = this.session?.amidFrame === true;
-    this.session?.close();
+    const { session } = this;
+    const spoken = session !== null && session.state !== 'passing';
+    const words = spoken ? session.lastWords(error) : this.env.codec.refuse(error);
+    session?.close();
     this.replica?.close();
-    this.wire.end(mute ? undefined : this.env.codec.refuse(error));
+    this.wire.end(words ?? undefined);
     this.end();
   }
 
@@ -1021,7 +1019,11 @@ export class SessionHost implements SessionIo, Relocatable {
           const blockers = codec.blockers();
           this.tellState();
           const { wire } = connection;
-          const { result: missing, rest: restored } = await this.exchange(wire, codec.restore(), connection.rest);
+          const { result: missing, rest: restored } = await this.exchange(
+            wire,
+            codec.restore(connection.login),
+            connection.rest,
+          );
           connection = await this.reserve({ ...connection, rest: restored }, codec);
           let { rest } = connection;
           let plan: readonly (Repetition | null)[] | null = null;

@@ -196,6 +196,7 @@ export interface FrozenRecord {
   /** Null while nothing was noted of it. */
   readonly answer: FrozenAnswer | null;
   readonly status: TransactionStatus | null;
+  readonly interrupt: Uint8Array | null;
 }
 
 /**
@@ -213,6 +214,9 @@ export class RequestRecord {
   private log: AnswerLog | null = null;
   /** The status at its ready point, once the client has it (or, for a joined part, once the server told it). */
   status: TransactionStatus | null = null;
+
+  /** What the client said to cancel it; see `Sink.interrupt`. */
+  interrupt: Uint8Array | null = null;
 
   constructor(readonly request: Request) {}
 
@@ -267,16 +271,17 @@ export class RequestRecord {
 
   /** @returns all of it, its request the same object; the bytes by reference */
   freeze(): FrozenRecord {
-    const { request, input, status } = this;
-    return { request, input, answer: this.answered ? this.answer.freeze() : null, status };
+    const { request, input, status, interrupt } = this;
+    return { request, input, answer: this.answered ? this.answer.freeze() : null, status, interrupt };
   }
 
   /** The record that {@link freeze} told. */
-  static thaw({ request, input, answer, status }: FrozenRecord): RequestRecord {
+  static thaw({ request, input, answer, status, interrupt }: FrozenRecord): RequestRecord {
     const record = new RequestRecord(request);
     for (const piece of input) record.addInput(piece);
     if (answer !== null) record.log = AnswerLog.thaw(answer);
     record.status = status;
+    record.interrupt = interrupt;
     return record;
   }
 

@@ -30,7 +30,7 @@ export interface FrozenPending {
 
 /**
  * The fields of a session by their names, but for {@link input}, which stands for `window`, `scan` and `inputLeft`. Not among them is what
- * - is given anew to a thawed one: `codec`, `canon`, `limits`, `io`, `stats`;
+ * - is given anew to a thawed one: `codec`, `canon`, `carriage`, `limits`, `io`, `stats`;
  * - holds something only inside of a call: `outBytes`, `outStart`, `outEnd`, `corked`, `header`, `readyStatus`, `doubtError`,
  *   `judged`, `proceeding`;
  * - belongs to states in which there is no capsule: `doubtRest`, `doubted`, `replayQueue`;
@@ -59,6 +59,7 @@ export interface FrozenSession {
   readonly carry: Uint8Array | null;
   readonly relayLeft: number;
   readonly midFrame: boolean;
+  readonly partial: boolean;
   readonly pending: readonly FrozenPending[];
   readonly records: readonly FrozenRecord[];
   readonly projectedOpen: boolean;

@@ -28,6 +28,8 @@ export class Pending {
   doubts: ReadonlyMap<string, string> | null = null;
   /** ... and what was prepared for it. */
   preparation: Injection | null = null;
+  /** What it is the answer to, while that waits for the answers before it. */
+  unsent: Uint8Array[] | null = null;
 
   /** As if it were new. */
   reset(): this {
@@ -43,6 +45,7 @@ export class Pending {
     this.token = null;
     this.doubts = null;
     this.preparation = null;
+    this.unsent = null;
     return this;
   }
 }

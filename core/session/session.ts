@@ -1,5 +1,6 @@
 import {
   BACKEND,
+  type Carriage,
   type Codec,
   CodedError,
   FORWARD,
@@ -85,6 +86,8 @@ export class Session implements Sink {
   private relayLeft = 0;
   /** A server was lost when the client had received only a part of a long frame. */
   private midFrame = false;
+  /** What the client got last is {@link FrameHeader.partial}. */
+  private partial = false;
   private readonly pending: Pending[] = [];
   /** The last one that was answered, for the next request: most sessions have one at a time. */
   private spare: Pending | null = null;
@@ -121,16 +124,29 @@ export class Session implements Sink {
     asynchronous: false,
     notice: false,
     boundary: false,
+    partial: false,
     type: 0,
   };
 
+  private readonly carriage: Carriage | null;
+  private readonly canon: Canon;
+
+  /** @param frameLength of the codec that `codec` is of a session of */
   constructor(
     readonly codec: SessionCodec,
-    private readonly canon: Canon,
+    frameLength: Codec['frameLength'],
     private readonly limits: SessionLimits,
     private io: SessionIo,
     private stats: SessionStats,
-  ) {}
+  ) {
+    const carriage = codec.carriage ?? null;
+    this.carriage = carriage;
+    this.canon = {
+      frameLength: carriage === null ? frameLength : (bytes, start, end) => carriage.frameLength(bytes, start, end),
+      canonical: (bytes, start, end) => codec.canonical(bytes, start, end),
+      verbatim: (bytes, start) => codec.verbatim(bytes, start),
+    };
+  }
 
   /** From now on it acts upon another world: it was followed, and is now gone on with. */
   entrust(io: SessionIo, stats: SessionStats): void {
@@ -140,7 +156,7 @@ export class Session implements Sink {
 
   /** True when the client has only a part of a frame: nothing else can be said to it before the rest. */
   get amidFrame(): boolean {
-    return this.midFrame || this.relayLeft > 0;
+    return this.midFrame || this.partial || this.relayLeft > 0;
   }
 
   /** True when so much is held that the client should not be read. */
@@ -164,6 +180,12 @@ export class Session implements Sink {
       this.io.toServer(chunk);
       return;
     }
+    const frames = this.carriage === null ? chunk : this.carriage.unpack(FRONTEND, chunk);
+    if (frames.length > 0) this.take(frames);
+  }
+
+  /** Frames from the client, or pieces of them. */
+  private take(chunk: Uint8Array): void {
     const w = this.window;
     const shift = w.start;
     const before = w.length;
@@ -257,6 +279,36 @@ export class Session implements Sink {
     else this.pump();
   }
 
+  /** {@link Sink.interrupt} */
+  interrupt(bytes: Uint8Array, start: number, end: number): void {
+    const record = this.records.find(({ status }) => status === null);
+    if (record !== undefined) {
+      record.interrupt = Uint8Array.prototype.slice.call(bytes, start, end);
+      // Else it leaves behind the request, or when the client's part of the answer has come again.
+      const head = this.pending[0];
+      if (this.state === 'live' && head?.record === record && head.unsent === null) this.interruptNow(head);
+      return;
+    }
+    // What has not left is forgotten.
+    const item = this.queue.shift();
+    if (item !== undefined) {
+      this.inputOver(item.request);
+      for (const piece of item.input) this.queued -= piece.length;
+    }
+    this.say(this.codec.synthesize.interrupted!());
+  }
+
+  /** Sends what the client said to cancel the request that the server is answering. */
+  private interruptNow({ record, verifier }: Pending): void {
+    const interrupt = record?.interrupt ?? null;
+    if (interrupt !== null && verifier === null) this.send(interrupt, 0, interrupt.length);
+  }
+
+  /** Tells the client of a request that was answered here that its cancelling was heard. */
+  private answerInterrupt({ interrupt }: RequestRecord): void {
+    if (interrupt !== null) this.say(this.codec.synthesize.interrupted!());
+  }
+
   /** {@link Sink.goodbye} */
   goodbye(): void {
     this.flushOut();
@@ -303,6 +355,7 @@ export class Session implements Sink {
       (this.heldReady === null &&
         this.deferred === null &&
         !this.guarding &&
+        this.codec.serial !== true &&
         request.effect === 'read' &&
         !request.mustGuard) ||
       this.admits(request)
@@ -311,7 +364,7 @@ export class Session implements Sink {
 
   /** May this request go to the server now? May start what must come before it. */
   private admits(request: Request): boolean {
-    if (this.gates > 0) return false;
+    if (this.gates > 0 || (this.codec.serial === true && this.pending.length > 0)) return false;
     if (this.heldReady !== null || this.deferred !== null) return this.pending.length === 0;
     // Only what belongs to the guarded group goes into its transaction; all else waits until that is over.
     if (this.guarding && (this.abandoning || !this.records[this.records.length - 1]?.request.joined)) return false;
@@ -324,7 +377,7 @@ export class Session implements Sink {
       }
       return true;
     }
-    if (request.effect === 'commit' && this.unit.unarmed && !this.unit.refused) {
+    if (request.effect === 'commit' && this.unit.unarmed && !this.unit.refused && this.codec.token !== null) {
       this.arm();
       return false;
     }
@@ -374,8 +427,7 @@ export class Session implements Sink {
       const [first, ...rest] = item.input;
       this.forward(item.request, item.record, first, 0, first.length);
       for (const bytes of rest) {
-        this.flushOut();
-        this.io.toServer(bytes);
+        this.sendMore(this.pending[this.pending.length - 1], bytes);
         if (item.record === null) this.journal(this.records[this.records.length - 1], bytes);
       }
     }
@@ -410,23 +462,38 @@ export class Session implements Sink {
       if (ends && !request.joined) {
         // The client gives its transaction up by itself; it need not be told.
         this.deferred = null;
-        return false;
+        return this.rolledBack(request, 0);
       }
       this.inputOver(request);
       if (request.joined) return true;
-      this.io.toClient(this.codec.synthesize.error(this.deferred, this.clientStatus === 'idle' ? 'idle' : 'failed'));
-      if (this.clientStatus !== 'idle') this.clientStatus = 'failed';
+      this.tellFailure(this.deferred, this.clientStatus === 'idle' ? 'idle' : 'failed');
       this.deferred = null;
       return true;
     }
     if (this.heldReady !== null) {
       this.inputOver(request);
       if (request.joined) return true;
-      this.io.toClient(this.heldReady);
+      this.say(this.heldReady);
       this.heldReady = null;
       return true;
     }
     return false;
+  }
+
+  /** Answers a rollback of what is gone already, where the protocol has no other word for that. */
+  private rolledBack(request: Request, released: number): boolean {
+    const bytes = this.codec.synthesize.rolledBack?.(request, released);
+    if (bytes === undefined) return false;
+    this.say(bytes);
+    this.clientStatus = 'idle';
+    return true;
+  }
+
+  /** Answers with an error of the gateway's own, after which the client believes this status. */
+  private tellFailure(error: GatewayError, status: TransactionStatus): void {
+    const { synthesize } = this.codec;
+    this.say(synthesize.error(error, status));
+    this.clientStatus = synthesize.rolledBack === undefined ? status : 'idle';
   }
 
   private forward(request: Request, record: RequestRecord | null, bytes: Uint8Array, start: number, end: number): void {
@@ -474,23 +541,52 @@ export class Session implements Sink {
   /** Sends a request, and with it or behind it the question for the token that it needs. */
   private dispatch(request: Request, pending: Pending, bytes: Uint8Array, start: number, end: number): void {
     const { codec, unit } = this;
-    codec.sent(request);
-    this.pending.push(pending);
     unit.refused = false;
     if (!unit.unarmed || !this.armable(request)) {
-      this.send(bytes, start, end);
+      this.await(pending, bytes, start, end);
       return;
     }
     const token = codec.tokenAlong?.(request, bytes, start, end) ?? null;
     if (token === null) {
-      this.send(bytes, start, end);
+      this.await(pending, bytes, start, end);
       this.arm();
       return;
     }
     unit.arming = true;
     unit.unarmed = false;
     pending.token = token;
-    this.send(token.bytes, 0, token.bytes.length);
+    this.await(pending, token.bytes, 0, token.bytes.length);
+  }
+
+  /** Sends what `pending` is the answer to: at once, or in its turn. */
+  private await(pending: Pending, bytes: Uint8Array, start: number, end: number): void {
+    const { codec, pending: before } = this;
+    const later = codec.serial === true && before.length > 0;
+    before.push(pending);
+    if (later) pending.unsent = [bytes.subarray(start, end)];
+    else {
+      if (pending.record !== null) codec.sent(pending.record.request);
+      this.send(bytes, start, end);
+      this.interruptNow(pending);
+    }
+  }
+
+  /** Sends input that belongs to the request of `pending`. */
+  private sendMore(pending: Pending, bytes: Uint8Array): void {
+    if (pending.unsent !== null) pending.unsent.push(bytes);
+    else this.send(bytes, 0, bytes.length);
+  }
+
+  /** The first of what is awaited is answered: what waited for that leaves. */
+  private shift(): void {
+    this.pending.shift();
+    const next = this.pending[0];
+    if (next === undefined || next.unsent === null) return;
+    const { unsent, record } = next;
+    next.unsent = null;
+    if (record !== null) this.codec.sent(record.request);
+    for (const bytes of unsent) this.send(bytes, 0, bytes.length);
+    this.interruptNow(next);
   }
 
   /** May the token be asked for together with this request? */
@@ -530,6 +626,7 @@ export class Session implements Sink {
       unit.writes = true;
       if (unit.token === null) unit.unarmed = true;
     }
+    if (unit.commitSent && unit.writes && this.codec.token === null) unit.unprovable = request.label;
   }
 
   /** Learns the outcome token of the open transaction. */
@@ -585,7 +682,7 @@ export class Session implements Sink {
   /** The guarded request succeeded and its transaction failed before it could be committed (a cancel or a timeout came just now). */
   private refuseGuard(error: Uint8Array): void {
     this.verdict = [];
-    this.io.toClient(error);
+    this.say(error);
     this.abandonGuard(this.records[this.records.length - 1].request);
   }
 
@@ -594,8 +691,7 @@ export class Session implements Sink {
     pending.injection = injection;
     pending.readies = injection.readies;
     pending.onDone = onDone;
-    this.pending.push(pending);
-    this.send(injection.bytes, 0, injection.bytes.length);
+    this.await(pending, injection.bytes, 0, injection.bytes.length);
     return pending;
   }
 
@@ -617,9 +713,23 @@ export class Session implements Sink {
   private writeOut(): void {
     const bytes = this.outBytes;
     this.outBytes = EMPTY;
-    this.io.toServer(
-      this.outStart === 0 && this.outEnd === bytes.length ? bytes : bytes.subarray(this.outStart, this.outEnd),
-    );
+    const frames =
+      this.outStart === 0 && this.outEnd === bytes.length ? bytes : bytes.subarray(this.outStart, this.outEnd);
+    const packed = this.carriage === null ? frames : this.carriage.pack(BACKEND, frames);
+    if (packed.length > 0) this.io.toServer(packed);
+  }
+
+  /** Says frames to the client. */
+  private say(frames: Uint8Array): void {
+    const packed = this.carriage === null ? frames : this.carriage.pack(FRONTEND, frames);
+    if (packed.length > 0) this.io.toClient(packed);
+  }
+
+  /** The last words to the client, as they travel; null when nothing can be said. */
+  lastWords(error: GatewayError): Uint8Array | null {
+    if (this.amidFrame) return null;
+    const words = this.codec.synthesize.fatal(error);
+    return this.carriage === null ? words : this.carriage.pack(FRONTEND, words);
   }
 
   /** Lets what was sent go: each step ends with it. */
@@ -649,15 +759,16 @@ export class Session implements Sink {
 
   /** Bytes from the server of the present generation. */
   backend(chunk: Uint8Array): void {
-    this.receive(chunk);
-    this.hearAgain();
-  }
-
-  private receive(chunk: Uint8Array): void {
     if (this.state === 'passing') {
       this.io.toClient(chunk);
       return;
     }
+    const frames = this.carriage === null ? chunk : this.carriage.unpack(BACKEND, chunk);
+    if (frames.length > 0) this.receive(frames);
+    this.hearAgain();
+  }
+
+  private receive(chunk: Uint8Array): void {
     if (this.state === 'doubting') {
       this.doubtRest = join(this.doubtRest, chunk);
       return;
@@ -759,7 +870,7 @@ export class Session implements Sink {
             return;
           }
           if (h.boundary && --head.readies === 0) {
-            this.pending.shift();
+            this.shift();
             head.injection.done?.();
             head.onDone?.();
             if (!this.receiving()) return;
@@ -770,17 +881,20 @@ export class Session implements Sink {
       if (h.treatment === RELAY) {
         if (verifier) {
           // Notices come again with what is repeated; anything else that answers no request is news.
-          if (h.asynchronous && !h.notice && !this.midFrame) this.io.toClient(bytes.subarray(at, frameEnd));
+          if (h.asynchronous && !h.notice && !this.midFrame) this.say(bytes.subarray(at, frameEnd));
           const verdict = h.asynchronous ? h.length : this.verifyFrame(head, bytes, at, frameEnd);
           if (verdict < 0) return;
           run = at + verdict;
           log = run;
-        } else if (this.verdict.length > 0) {
-          if (h.asynchronous) {
-            this.holdBack(head, bytes, run, at, frameEnd);
-            run = frameEnd;
-            log = frameEnd;
-          } else run = this.releaseVerdict(bytes, run, at);
+        } else {
+          if (this.verdict.length > 0) {
+            if (h.asynchronous) {
+              this.holdBack(head, bytes, run, at, frameEnd);
+              run = frameEnd;
+              log = frameEnd;
+            } else run = this.releaseVerdict(bytes, run, at);
+          }
+          this.partial = h.partial;
         }
         at = frameEnd;
         continue;
@@ -819,7 +933,7 @@ export class Session implements Sink {
           this.afterReady(bytes, run, at);
           run = at;
         } else {
-          if (at > run) this.io.toClient(bytes.subarray(run, at));
+          if (at > run) this.say(bytes.subarray(run, at));
           at = frameEnd;
           run = at;
           this.continueAfterReady(status, head);
@@ -846,7 +960,7 @@ export class Session implements Sink {
       }
       if (verifier) {
         const piece = h.asynchronous ? null : this.codec.canonical(bytes, at, frameEnd);
-        if (h.asynchronous && disposition === FORWARD) this.io.toClient(bytes.subarray(at, frameEnd));
+        if (h.asynchronous && disposition === FORWARD) this.say(bytes.subarray(at, frameEnd));
         if (piece !== null) {
           const verdict = this.verify(head, piece, bytes.subarray(at, frameEnd));
           if (verdict < 0) return;
@@ -864,6 +978,7 @@ export class Session implements Sink {
         continue;
       }
       if (disposition === FORWARD) {
+        this.partial = h.partial;
         if (this.verdict.length > 0) {
           if (h.asynchronous) {
             this.holdBack(head, bytes, run, at, frameEnd);
@@ -895,7 +1010,7 @@ export class Session implements Sink {
 
   /** Gives [run, at) to the client and notes [log, at) as released for the record. */
   private release(bytes: Uint8Array, run: number, at: number, log: number, record: RequestRecord | null): void {
-    if (at > run) this.io.toClient(run === 0 && at === bytes.length ? bytes : bytes.subarray(run, at));
+    if (at > run) this.say(run === 0 && at === bytes.length ? bytes : bytes.subarray(run, at));
     if (at > log && record !== null && record.status === null) this.log(record, bytes, log, at);
   }
 
@@ -910,7 +1025,7 @@ export class Session implements Sink {
 
   /** More follows, so the held frame was not the last word: it goes out in front of it. */
   private releaseVerdict(bytes: Uint8Array, run: number, at: number): number {
-    if (at > run) this.io.toClient(bytes.subarray(run, at));
+    if (at > run) this.say(bytes.subarray(run, at));
     this.releaseHeld(this.pending[0]?.record ?? null);
     return at;
   }
@@ -920,15 +1035,15 @@ export class Session implements Sink {
    * commit: a server gives those before it tells the success.
    */
   private holdBack(head: Pending | undefined, bytes: Uint8Array, run: number, at: number, frameEnd: number): void {
-    if (at > run) this.io.toClient(bytes.subarray(run, at));
+    if (at > run) this.say(bytes.subarray(run, at));
     const frame = bytes.subarray(at, frameEnd);
-    if (this.header.notice && head?.injection) this.io.toClient(frame);
+    if (this.header.notice && head?.injection) this.say(frame);
     else this.verdict.push(frame);
   }
 
   private releaseHeld(record: RequestRecord | null): void {
     for (const held of this.verdict) {
-      this.io.toClient(held);
+      this.say(held);
       if (record !== null) this.log(record, held);
     }
     this.verdict = [];
@@ -944,7 +1059,7 @@ export class Session implements Sink {
   /** Acts upon a ready. Returns true when the client gets it. */
   private readied(status: TransactionStatus, head: Pending | undefined): boolean {
     if (head === undefined) return true;
-    this.pending.shift();
+    this.shift();
     if (head.token !== null) this.tokenTold(head.token);
     if (head.gates) {
       head.gates = false;
@@ -964,12 +1079,17 @@ export class Session implements Sink {
     } else {
       this.answered++;
       head.record!.status = status;
+      // What might have ended it did not.
+      this.unit.commitSent = false;
+      this.unit.unprovable = null;
       if (this.loose.push(head.record!) >= LOOSE) {
         keepApart(this.loose);
         this.loose.length = 0;
       }
       this.projectedOpen = true;
-      if (this.poisoned) this.records = this.records.filter((r) => r !== head.record);
+      // Of what was cancelled nobody could repeat where it stopped; what only reads need not be repeated.
+      const stopped = head.record!.interrupt !== null && request.effect === 'read';
+      if (this.poisoned || stopped) this.records = this.records.filter((r) => r !== head.record);
     }
     if (request.joined) return false;
     this.clientStatus = status;
@@ -993,7 +1113,7 @@ export class Session implements Sink {
     this.inject(observation, () => {
       this.pending.unshift(head);
       this.readied(status, head);
-      this.io.toClient(ready);
+      this.say(ready);
       this.settle();
     });
   }
@@ -1016,7 +1136,7 @@ export class Session implements Sink {
   }
 
   private afterReady(bytes: Uint8Array, run: number, at: number): void {
-    this.io.toClient(run === 0 && at === bytes.length ? bytes : bytes.subarray(run, at));
+    this.say(run === 0 && at === bytes.length ? bytes : bytes.subarray(run, at));
     if (this.announcing !== null) this.announce();
     this.settle();
   }
@@ -1087,11 +1207,11 @@ export class Session implements Sink {
     this.codec.guardEnded(!failed);
     if (failed) {
       this.verdict = [];
-      this.io.toClient(injection.errorBytes()!);
+      this.say(injection.errorBytes()!);
     } else this.releaseHeld(null);
     this.endUnit(last, !failed);
     this.clientStatus = 'idle';
-    this.io.toClient(this.codec.synthesize.ready('idle'));
+    this.say(this.codec.synthesize.ready('idle'));
     this.settle();
   }
 
@@ -1107,7 +1227,7 @@ export class Session implements Sink {
       this.clientStatus = 'idle';
       const ready = this.codec.synthesize.ready('idle');
       if (request.joined) this.heldReady = ready;
-      else this.io.toClient(ready);
+      else this.say(ready);
       this.settle();
     });
     this.flushOut();
@@ -1194,7 +1314,7 @@ export class Session implements Sink {
     this.codec.peek(BACKEND, rest, 0, rest.length, h);
     const frame = rest.subarray(0, h.length);
     if (this.verdict.length > 0) this.releaseHeld(this.pending[0]?.record ?? null);
-    this.io.toClient(frame);
+    this.say(frame);
     this.close();
     this.io.closeClient();
   }
@@ -1222,8 +1342,9 @@ export class Session implements Sink {
     }
     this.dropOut();
     this.carry = null;
-    this.midFrame ||= this.relayLeft > 0;
+    this.midFrame ||= this.relayLeft > 0 || this.partial;
     this.relayLeft = 0;
+    this.partial = false;
     this.doubtError = null;
     this.doubtRest = EMPTY;
     this.doubted = null;
@@ -1241,9 +1362,15 @@ export class Session implements Sink {
     const last = this.records[this.records.length - 1];
     if (last?.request.effect === 'rollback' && last.status === null && this.clientStatus !== 'idle') {
       // What is to be rolled back need not be repeated for it: a failed transaction answers ROLLBACK just the same.
-      this.poisoned = true;
-      this.records = [last];
       this.codec.abandon();
+      if (!this.amidFrame && this.rolledBack(last.request, last.answer.frames(this.canon))) {
+        this.answerInterrupt(last);
+        this.records = [];
+        this.unit.reset();
+      } else {
+        this.poisoned = true;
+        this.records = [last];
+      }
     }
     this.io.recover();
   }
@@ -1320,8 +1447,9 @@ export class Session implements Sink {
     if (this.guarding) {
       this.guarding = false;
       this.releaseHeld(null);
-      this.io.toClient(this.codec.synthesize.ready('idle'));
-    } else this.io.toClient(this.codec.synthesize.committed(last.request, last.answer.frames(this.canon)));
+      this.say(this.codec.synthesize.ready('idle'));
+    } else this.say(this.codec.synthesize.committed(last.request, last.answer.frames(this.canon)));
+    this.answerInterrupt(last);
     this.clientStatus = 'idle';
     for (const { request } of this.records) this.inputOver(request);
     this.endUnit(last, true);
@@ -1365,18 +1493,18 @@ export class Session implements Sink {
     this.heldReady = null;
     this.projectedOpen = false;
     this.unit.reset();
-    this.poisoned = wasOpen;
+    this.poisoned = wasOpen && this.codec.synthesize.rolledBack === undefined;
     const status: TransactionStatus = wasOpen ? 'failed' : 'idle';
     const first = outstanding.find((r) => !r.request.joined);
-    if (this.midFrame) {
+    if (this.amidFrame) {
       // The client has the beginning of a long frame: nothing can be said to it any more.
       this.close();
       this.io.closeClient();
       return;
     }
     if (first !== undefined) {
-      this.io.toClient(this.codec.synthesize.error(error, status));
-      this.clientStatus = status;
+      this.tellFailure(error, status);
+      this.answerInterrupt(first);
       const rest = outstanding.slice(outstanding.indexOf(first) + 1);
       this.requeue(rest.map((r) => ({ request: r.request, input: r.input, record: null })));
     } else {
@@ -1490,7 +1618,7 @@ export class Session implements Sink {
     this.records.push(record);
     const [first, ...rest] = record.input;
     this.dispatchAnew(pending, first, 0, first.length);
-    for (const bytes of rest) this.send(bytes, 0, bytes.length);
+    for (const bytes of rest) this.sendMore(pending, bytes);
   }
 
   /** Compares (canonical) bytes of a repeated answer, which are of `frame`. Returns how many of them the client has already; -1 when the replay is over. */
@@ -1500,6 +1628,8 @@ export class Session implements Sink {
       if (head.verifier!.satisfied && !head.replay) {
         head.verifier = null;
         this.midFrame = false;
+        this.partial = this.header.partial;
+        this.interruptNow(head);
       }
       return piece.length;
     }
@@ -1509,6 +1639,7 @@ export class Session implements Sink {
     }
     head.verifier = null;
     this.midFrame = false;
+    this.interruptNow(head);
     return verdict;
   }
 
@@ -1601,10 +1732,10 @@ export class Session implements Sink {
 
   /** Tells the client what is different on the new server, after all that was repeated, and not amid a frame. */
   private announce(): void {
-    if (this.announcing === null || this.midFrame) return;
+    if (this.announcing === null || this.amidFrame) return;
     const bytes = this.codec.announce(this.announcing);
     this.announcing = null;
-    if (bytes.length > 0) this.io.toClient(bytes);
+    if (bytes.length > 0) this.say(bytes);
   }
 
   /** No writable server came in time. Whoever waits is told; the next request tries again. */
@@ -1621,9 +1752,7 @@ export class Session implements Sink {
       this.inputOver(request);
       if (request.joined) continue;
       this.deferred = null;
-      const status = this.clientStatus === 'idle' ? 'idle' : 'failed';
-      this.io.toClient(this.codec.synthesize.error(error, status));
-      this.clientStatus = status;
+      this.tellFailure(error, this.clientStatus === 'idle' ? 'idle' : 'failed');
     }
     this.pressure();
     this.hearAgain();
@@ -1657,13 +1786,12 @@ export class Session implements Sink {
         this.inputOver(item.request);
         for (const bytes of item.input) this.queued -= bytes.length;
       }
-      this.poisoned = this.clientStatus !== 'idle';
+      const open = this.clientStatus !== 'idle';
+      this.poisoned = open && this.codec.synthesize.rolledBack === undefined;
       this.records = [];
       this.codec.abandon();
       this.unit.reset();
-      const status = this.poisoned ? 'failed' : 'idle';
-      this.io.toClient(this.codec.synthesize.error(error, status));
-      this.clientStatus = status;
+      this.tellFailure(error, open ? 'failed' : 'idle');
       this.pressure();
     }
     if (this.state === 'replaying') this.divergedState();
@@ -1673,9 +1801,9 @@ export class Session implements Sink {
 
   /** A sign of life to a client that waits, where one is legal. */
   keepalive(message: string): void {
-    if (this.relayLeft > 0 || this.midFrame || !this.waiting) return;
+    if (this.amidFrame || !this.waiting) return;
     const bytes = this.codec.synthesize.keepalive(message);
-    if (bytes !== null) this.io.toClient(bytes);
+    if (bytes !== null) this.say(bytes);
   }
 
   /** The session is over. */
@@ -1703,8 +1831,8 @@ export class Session implements Sink {
       if (frozen === undefined) records.set(record, (frozen = record.freeze()));
       return frozen;
     };
-    for (const { record, token, verifier, replay, failed, gates } of this.pending) {
-      if (record === null || token !== null || verifier !== null || replay) return null;
+    for (const { record, token, verifier, replay, failed, gates, unsent } of this.pending) {
+      if (record === null || token !== null || verifier !== null || replay || unsent !== null) return null;
       pending.push({ record: freeze(record), failed, gates });
     }
     const codec = this.codec.freeze();
@@ -1729,6 +1857,7 @@ export class Session implements Sink {
         carry: this.carry,
         relayLeft: this.relayLeft,
         midFrame: this.midFrame,
+        partial: this.partial,
         pending,
         records: this.records.map(freeze),
         projectedOpen: this.projectedOpen,
@@ -1764,12 +1893,7 @@ export class Session implements Sink {
   ): { session: Session; codec: SessionCodec } {
     const { session: frozen, codec: frozenCodec } = capsule as Capsule;
     const own = codec.thaw(context, frozenCodec);
-    const canon: Canon = {
-      frameLength: (bytes, start, end) => codec.frameLength(bytes, start, end),
-      canonical: (bytes, start, end) => own.canonical(bytes, start, end),
-      verbatim: (bytes, start) => own.verbatim(bytes, start),
-    };
-    const session = new Session(own, canon, limits, io, stats);
+    const session = new Session(own, (bytes, start, end) => codec.frameLength(bytes, start, end), limits, io, stats);
     session.melt(frozen);
     return { session, codec: own };
   }

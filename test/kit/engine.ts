@@ -316,17 +316,10 @@ export class EngineRig {
       return;
     }
     const codec = postgres.session({ greeting: GREETING, shared: () => undefined, options: {} });
-    this.session = new Session(
-      codec,
-      {
-        frameLength: postgres.frameLength,
-        canonical: (bytes, start, end) => codec.canonical(bytes, start, end),
-        verbatim: (bytes, start) => codec.verbatim(bytes, start),
-      },
-      { ...LIMITS, ...limits },
-      this.io,
-      { requests: 0, units: 0 },
-    );
+    this.session = new Session(codec, postgres.frameLength, { ...LIMITS, ...limits }, this.io, {
+      requests: 0,
+      units: 0,
+    });
     codec.welcome(LOGIN, new Uint8Array(8));
     this.session.attached();
   }
@@ -446,7 +439,7 @@ export class EngineRig {
       else this.tell('notCommitted');
     }
     session.restoring();
-    const restore = session.codec.restore();
+    const restore = session.codec.restore(LOGIN);
     let heard: Buffer = Buffer.alloc(0);
     for (let step = restore.next(); !step.done; ) {
       const want = step.value;

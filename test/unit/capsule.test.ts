@@ -159,7 +159,7 @@ function tell(session: Session, name: string, args: readonly unknown[], out: str
   const { codec } = session;
   const frames = args.at(-1) as Uint8Array[];
   try {
-    if (name === 'restore') lead(codec.restore(), out, () => frames.shift()!);
+    if (name === 'restore') lead(codec.restore(LOGIN), out, () => frames.shift()!);
     else if (name === 'plan') lead(codec.mutables!.plan(args[0], args[1]), out, () => frames.shift()!);
     else if (name === 'forgetBlockers') codec.forgetBlockers();
     else if (name === 'seen') out.push(`seen ${written(session.seen().map(told))}`);
@@ -319,13 +319,8 @@ class Rig implements Setting {
     };
     this.server = this.connected();
     const codec = postgres.session(this.context);
-    const canon = {
-      frameLength: postgres.frameLength,
-      canonical: codec.canonical.bind(codec),
-      verbatim: codec.verbatim.bind(codec),
-    };
     const io = noting([], { durable: () => true, doubt: () => {} });
-    this.session = new Session(codec, canon, this.limits, io, { requests: 0, units: 0 });
+    this.session = new Session(codec, postgres.frameLength, this.limits, io, { requests: 0, units: 0 });
     codec.welcome(LOGIN, new Uint8Array(8));
     this.tell('attached', ...(readOnly ? [true] : []));
   }
@@ -458,7 +453,7 @@ class Rig implements Setting {
       else this.tell('notCommitted');
     }
     this.tell('restoring');
-    this.exchange('restore', session.codec.restore());
+    this.exchange('restore', session.codec.restore(LOGIN));
     const planned = plan?.(this) ?? null;
     this.tell('restored', this.login, planned);
   }
@@ -1215,7 +1210,7 @@ const STATEFUL: Readonly<Record<string, Make>> = {
     rig.server = new Parrot();
     rig.recovering = false;
     rig.tell('restoring');
-    const exchange = rig.session.codec.restore();
+    const exchange = rig.session.codec.restore(LOGIN);
     rig.fromServer = message('S', 'application_name\0two\0');
     rig.exchange('restore', exchange);
     rig.tell('restored', rig.login, null);
@@ -1413,7 +1408,7 @@ describe('every field', () => {
 
   it('of a session is told, or left out for a reason that FrozenSession gives', () => {
     const left =
-      'codec canon limits io stats outBytes outStart outEnd corked header readyStatus doubtError judged proceeding doubtRest doubted replayQueue inquiring abandoning spare loose expected';
+      'codec canon carriage limits io stats outBytes outStart outEnd corked header readyStatus doubtError judged proceeding doubtRest doubted replayQueue inquiring abandoning spare loose expected';
     const names = [...Object.keys(session).filter((name) => name !== 'input'), ...INPUT, ...left.split(' ')];
     expect(Object.keys(rig.session).sort()).toEqual(names.sort());
   });
@@ -1473,6 +1468,7 @@ const NOTHING: Readonly<Part> = {
   'record.input': [],
   'record.answer': null,
   'record.status': null,
+  'record.interrupt': null,
   'answer.chunks': [],
   'answer.chain': null,
   'answer.folds': [],
@@ -1484,6 +1480,8 @@ const EXEMPT: Readonly<Record<string, string>> = {
   'session.input': 'its fields are looked at one by one',
   'codec.state': 'its fields are looked at one by one',
   'unit.arming': 'true only with an injection, or without a server, where nothing asks for it',
+  'record.interrupt': 'nobody cancels in the same connection in this protocol',
+  'session.partial': 'this protocol has frames that end where something ends',
   'codec.epoch': 'matters where other things are known of the database: there is a test of its own',
 };
 

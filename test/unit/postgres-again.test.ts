@@ -145,6 +145,7 @@ class Listener implements Sink {
     this.heard.push('error');
   }
   input(): void {}
+  interrupt(): void {}
   goodbye(): void {}
   passThrough(): void {}
 }
