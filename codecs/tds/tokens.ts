@@ -95,6 +95,8 @@ export interface TokenSink {
   token(type: number, bytes: Uint8Array, start: number, end: number): void;
   /** So many rows (ROW, NBCROW, ALTROW) ended since the last call; called before the next token is told, and at the end of a chunk. */
   rows(count: number): void;
+  /** A row, or the long value of a RETURNVALUE, ends at this position of the stream. */
+  ended?(position: number): void;
   /** With {@link TokenReader.wholeRows}: one row, as a token. It counts in `rows` all the same. */
   row?(type: number, bytes: Uint8Array, start: number, end: number): void;
 }
@@ -197,6 +199,11 @@ export class TokenReader {
     return this.phase === BETWEEN;
   }
 
+  /** True amid a row, or a long value of a RETURNVALUE. */
+  get inRow(): boolean {
+    return this.phase === VALUES || this.phase === BITMAP;
+  }
+
   /** Bytes that are kept of a token or row whose end has not come. */
   get holding(): number {
     return this.heldLength;
@@ -233,13 +240,13 @@ export class TokenReader {
           at = this.tokens(bytes, at, end, base, sink);
           break;
         case VALUES:
-          at = this.resumeValues(bytes, at, end, sink);
+          at = this.resumeValues(bytes, at, end, base, sink);
           break;
         case BITMAP:
-          at = this.resumeBitmap(bytes, at, end, sink);
+          at = this.resumeBitmap(bytes, at, end, base, sink);
           break;
         default:
-          at = this.resumeHeld(bytes, at, end, sink);
+          at = this.resumeHeld(bytes, at, end, base, sink);
       }
     }
     if (this.rowsEnded > 0) this.tellRows(sink);
@@ -262,6 +269,7 @@ export class TokenReader {
         this.rowsEnded++;
         if (this.wholeRows) sink.row?.(type, bytes, at, next);
         at = next;
+        sink.ended?.(base + at);
         continue;
       }
       this.began = base + at;
@@ -281,6 +289,7 @@ export class TokenReader {
         this.rowsEnded++;
         if (this.wholeRows) sink.row?.(type, bytes, at, next);
         at = next;
+        sink.ended?.(base + at);
         continue;
       }
       if (this.rowsEnded > 0) this.tellRows(sink);
@@ -293,14 +302,14 @@ export class TokenReader {
         this.phase = HELD;
         return end;
       }
-      this.tell(bytes, at, at + length, sink);
+      this.tell(bytes, at, at + length, base + at + length, sink);
       at += length;
       if (this.phase !== BETWEEN) return at;
     }
     return at;
   }
 
-  private resumeHeld(bytes: Uint8Array, at: number, end: number, sink: TokenSink): number {
+  private resumeHeld(bytes: Uint8Array, at: number, end: number, base: number, sink: TokenSink): number {
     const stop = Math.min(end, at + this.need - this.heldLength);
     this.keep(bytes, at, stop);
     if (this.heldLength < this.need) return stop;
@@ -313,11 +322,12 @@ export class TokenReader {
     this.held = EMPTY;
     this.heldLength = 0;
     this.phase = BETWEEN;
-    this.tell(held, 0, length, sink);
+    this.tell(held, 0, length, base + stop, sink);
     return stop;
   }
 
-  private tell(bytes: Uint8Array, start: number, end: number, sink: TokenSink): void {
+  /** @param position of the stream behind the token */
+  private tell(bytes: Uint8Array, start: number, end: number, position: number, sink: TokenSink): void {
     switch (this.type) {
       case ALTROW: {
         const ops = this.alternatives?.get(uint16(bytes, start + 1));
@@ -326,7 +336,7 @@ export class TokenReader {
         this.phase = VALUES;
         if (this.wholeRows) this.keep(bytes, start, end);
         // It may have no values.
-        if (ops.length === 0) this.endRow(sink);
+        if (ops.length === 0) this.endRow(position, sink);
         return;
       }
       case RETURNVALUE:
@@ -807,7 +817,7 @@ export class TokenReader {
     return end;
   }
 
-  private resumeBitmap(bytes: Uint8Array, from: number, end: number, sink: TokenSink): number {
+  private resumeBitmap(bytes: Uint8Array, from: number, end: number, base: number, sink: TokenSink): number {
     const size = (this.columns + 7) >> 3;
     let at = from;
     while (at < end && this.bitmapLength < size) this.bitmap[this.bitmapLength++] = bytes[at++];
@@ -815,11 +825,11 @@ export class TokenReader {
     if (this.bitmapLength < size) return at;
     this.phase = VALUES;
     // Nothing may follow: all are NULL.
-    if (this.values(EMPTY, 0, 0) >= 0) this.endRow(sink);
+    if (this.values(EMPTY, 0, 0) >= 0) this.endRow(base + at, sink);
     return at;
   }
 
-  private resumeValues(bytes: Uint8Array, from: number, end: number, sink: TokenSink): number {
+  private resumeValues(bytes: Uint8Array, from: number, end: number, base: number, sink: TokenSink): number {
     let at = from;
     let next: number;
     if (this.skip > 0) {
@@ -837,19 +847,22 @@ export class TokenReader {
       at = next < 0 ? end : next;
     }
     if (this.wholeRows && this.rowType !== RETURNVALUE) this.keep(bytes, from, at);
-    if (next >= 0) this.endRow(sink);
+    if (next >= 0) this.endRow(base + at, sink);
     return at;
   }
 
-  private endRow(sink: TokenSink): void {
+  private endRow(position: number, sink: TokenSink): void {
     this.phase = BETWEEN;
-    if (this.rowType === RETURNVALUE) return;
-    this.rowsEnded++;
-    if (!this.wholeRows) return;
-    const { held, heldLength } = this;
-    this.held = EMPTY;
-    this.heldLength = 0;
-    sink.row?.(this.rowType, held, 0, heldLength);
+    if (this.rowType !== RETURNVALUE) {
+      this.rowsEnded++;
+      if (this.wholeRows) {
+        const { held, heldLength } = this;
+        this.held = EMPTY;
+        this.heldLength = 0;
+        sink.row?.(this.rowType, held, 0, heldLength);
+      }
+    }
+    sink.ended?.(position);
   }
 
   // ------------------------------------------------------------------------------------------------------- plain data
