@@ -1,0 +1,45 @@
+import type { Codec, GatewayError, SessionContext } from '../../core/contract/index.js';
+import { gatewayError } from './errors.js';
+import { greet } from './greet.js';
+import { login } from './login.js';
+import { DEFAULT_PACKET_SIZE, packetLength } from './packet.js';
+import { activity, probe, terminate } from './probe.js';
+import { type FrozenSession, TdsSession } from './session.js';
+import { TDS_7_4 } from './version.js';
+import { errorAnswer, serverMessage } from './write.js';
+
+/** The codec for SQL Server and what speaks like it: TDS 7.1 to 7.4. */
+const tds: Codec = {
+  name: 'tds',
+  contract: '1.0.0',
+  defaultPort: 1433,
+  capabilities: { login: true, state: true, outcome: false, comparison: true, probe: true, mutables: false },
+  // The gateway checks nobody: a name and password go on to the server, which does.
+  authMethods: ['trust'],
+  unprotected: [
+    'the outcome of interrupted commits and of single statements outside of a transaction: unknown (50087)',
+    'temporary tables, cursors, application locks, session context: gone with their server; the next request gets an error that names them (50055)',
+    'calls of procedures in flight: outcome unknown (50087), for they may commit',
+    'values that a server makes up (identity, newid(), getdate()) and that come out differently: the transaction is to be run again (1205)',
+    'integrated and federated authentication, MARS, distributed transactions: refused or named',
+  ],
+  accepted: new Uint8Array(0),
+  alpn: null,
+
+  frameLength: (bytes, start, end) => packetLength(bytes, start, end),
+  greet,
+  login,
+  probe,
+  terminate,
+  activity,
+
+  // Unused: what a client cancels, it cancels in its own connection.
+  cancelKeyLength: () => 16,
+
+  refuse: (error: GatewayError) => serverMessage(errorAnswer(gatewayError(error, true), TDS_7_4), DEFAULT_PACKET_SIZE),
+
+  session: (context: SessionContext) => new TdsSession(context),
+  thaw: (context: SessionContext, frozen: unknown) => TdsSession.thaw(context, frozen as FrozenSession),
+};
+
+export default tds;

@@ -1,0 +1,75 @@
+/** What a server is right now, and what its sessions do. */
+
+import { type Activity, type Exchange, ProtocolViolation, type ServerFacts } from '../../core/contract/index.js';
+import { askBatch, type Speech, textOf } from './ask.js';
+import { DEFAULT_PACKET_SIZE } from './packet.js';
+import { TDS_7_4 } from './version.js';
+
+/** How the gateway's own connections speak. */
+const OWN: Speech = { dialect: TDS_7_4, packetSize: DEFAULT_PACKET_SIZE };
+
+/**
+ * The monitor's database stands for all of them: they change their role together, in one availability group. The family of a database
+ * is the same on all replicas, and nowhere else.
+ */
+const FACTS = `SELECT CAST(DATABASEPROPERTYEX(DB_NAME(), 'Updateability') AS nvarchar(60)),
+  CAST(family_guid AS nvarchar(36)),
+  CAST(recovery_fork_guid AS nvarchar(36)),
+  CONVERT(nvarchar(30), (SELECT sqlserver_start_time FROM sys.dm_os_sys_info), 121)
+FROM sys.database_recovery_status WHERE database_id = DB_ID()`;
+
+/**
+ * Learns what the server is, over a connection of the gateway's own. SQL Server has no number that grows with each promotion: `timeline`
+ * is 0, and of two servers that take writes the one that serves goes on serving.
+ *
+ * @throws ProtocolViolation when the server answers with an error (it names the number) or not at all
+ */
+export function* probe(): Exchange<ServerFacts> {
+  const { rows, errors } = yield* askBatch(FACTS, OWN);
+  if (errors.length > 0)
+    throw new ProtocolViolation(`the server refused to be probed (error ${errors[0].number})`, 'server');
+  const [row] = rows;
+  if (row === undefined || row.length !== 4)
+    throw new ProtocolViolation('the server did not answer the probe', 'server');
+  const [updateability, family, fork, started] = row.map(textOf);
+  const writable = updateability === 'READ_WRITE';
+  return {
+    role: writable ? 'primary' : 'standby',
+    writable,
+    system: family ?? '',
+    timeline: 0,
+    instance: started ?? '',
+    position: -1n,
+    lagBytes: null,
+    history: { fork },
+  };
+}
+
+const isNumber = (backendId: string): boolean => /^[1-9]\d{0,4}$/.test(backendId);
+
+/** Pauses before the looks whether a session that was ended is gone, as WAITFOR has them. */
+const PAUSES = ['00:00:00', '00:00:00.005', '00:00:00.02', ...new Array<string>(20).fill('00:00:00.025')];
+
+/** Ends a session and waits, for half a second at most, until it is gone. */
+export function* terminate(backendId: string): Exchange<boolean> {
+  if (!isNumber(backendId)) return false;
+  // What is gone already is an error (6106), and so is a session that may not be ended: the look tells.
+  yield* askBatch(`KILL ${backendId}`, OWN);
+  for (const pause of PAUSES) {
+    const look = `WAITFOR DELAY '${pause}'; SELECT session_id FROM sys.dm_exec_sessions WHERE session_id = ${backendId}`;
+    const { rows, errors } = yield* askBatch(look, OWN);
+    if (errors.length > 0) return false;
+    if (rows.length === 0) return true;
+  }
+  return false;
+}
+
+/** What a session does. */
+export function* activity(backendId: string): Exchange<Activity | null> {
+  if (!isNumber(backendId)) return null;
+  const look = `SELECT status FROM sys.dm_exec_sessions WHERE session_id = ${backendId}`;
+  const { rows, errors } = yield* askBatch(look, OWN);
+  if (errors.length > 0) throw new ProtocolViolation(`the server refused to tell of its sessions`, 'server');
+  if (rows.length === 0) return 'gone';
+  return textOf(rows[0][0])?.trim() === 'sleeping' ? 'waiting' : 'working';
+}

@@ -1,0 +1,627 @@
+import {
+  BACKEND,
+  type Blocker,
+  type Carriage,
+  type Disposition,
+  type Exchange,
+  FORWARD,
+  FRONTEND,
+  type FrameHeader,
+  type GatewayError,
+  INSPECT,
+  type Injection,
+  type LoginResult,
+  RELAY,
+  type Request,
+  type SessionCodec,
+  type SessionContext,
+  type Side,
+  type Sink,
+  type TransactionStatus,
+} from '../../core/contract/index.js';
+import { askBatch, askRpc, type Speech } from './ask.js';
+import {
+  FIRST_SIZE,
+  FromClient,
+  FromServer,
+  type FrozenFromClient,
+  type FrozenFromServer,
+  type FrozenToClient,
+  IGNORED,
+  ToClient,
+} from './carriage.js';
+import { errorOf, gatewayError } from './errors.js';
+import {
+  DONE_ATTN,
+  DONE_ERROR,
+  doneStatus,
+  ENV_BEGIN,
+  ENV_COMMIT,
+  ENV_DEFECT,
+  ENV_ENLIST,
+  ENV_PARTNER,
+  ENV_ROLLBACK,
+  ENV_TRANSACTION_ENDED,
+  envChangeDescriptor,
+  envChangeType,
+  integerOf,
+  readEnvChange,
+  readMessage,
+  readReturnValue,
+} from './facts.js';
+import {
+  END,
+  END_FRAME,
+  FRAME_HEADER,
+  flagsOf,
+  frame,
+  frameLength,
+  PACKET_END,
+  PARTIAL,
+  SHORT_PACKET,
+  tokenFrames,
+} from './frames.js';
+import type { Startup } from './greet.js';
+import type { LoginFacts } from './login.js';
+import { ATTENTION, IGNORE, packets, TABULAR_RESULT } from './packet.js';
+import { hasHeaders, readAllHeaders, rewriteDescriptor } from './request.js';
+import { type Prepared, type TdsRequest, understand, type View } from './requests.js';
+import { integerParameter, SP_PREPARE, textParameter, writeRpc } from './rpc.js';
+import { changeOf, type FrozenState, SessionState } from './state.js';
+import { DONE, DONEPROC, ENVCHANGE, ERROR, INFO, RETURNVALUE } from './tokens.js';
+import type { Dialect } from './version.js';
+import { attentionDone, done, endChange, error, info, mappedChange } from './write.js';
+
+const EMPTY = new Uint8Array(0);
+/** So many statements are prepared again at a time. */
+const PREPARES = 32;
+/** Kinds of statements in DONE, for what the gateway answers itself. */
+const CUR_COMMIT = 0xd5;
+const CUR_ROLLBACK = 0xd6;
+
+/** A handle as its client knows it, on the present server. */
+interface Handle {
+  /** The server's number for it; 0 while there is no server. */
+  server: number;
+  /** Null for a cursor. */
+  readonly prepared: Prepared | null;
+}
+
+/** The TDS codec of one session. */
+export class TdsSession implements SessionCodec {
+  readonly serial = true;
+  stale = false;
+  readonly collecting = 0;
+  readonly guard = null;
+  readonly token = null;
+
+  private readonly startup: Startup;
+  private fromClient = new FromClient();
+  private toClient: ToClient | null = null;
+  private fromServer: FromServer | null = null;
+  /** As the present server was logged in to. */
+  private speech: Speech;
+
+  /** Sent, and not on its way yet. */
+  private sending: TdsRequest | null = null;
+  /** What the server is answering; null for what the gateway asks. */
+  private head: TdsRequest | null = null;
+  /** An error came in the answer. */
+  private failed = false;
+  /** The transaction ended in the answer. */
+  private ended = false;
+
+  /** What the client believes its transaction to be: what it sends in each request; 0 outside of one. */
+  private clientDescriptor = 0n;
+  /** The same on the present server. */
+  private serverDescriptor = 0n;
+  /** BEGINs without their COMMITs, null when that is not known. */
+  private depth: number | null = 0;
+  private readonly savepoints = new Set<string>();
+
+  private readonly handles = new Map<number, Handle>();
+  /** How to undo what the open unit did to `handles`. */
+  private undo: [handle: number, before: Handle | undefined][] = [];
+  private state = new SessionState();
+
+  constructor(context: SessionContext) {
+    this.startup = context.greeting.startup as Startup;
+    this.speech = { dialect: this.startup.dialect, packetSize: FIRST_SIZE };
+  }
+
+  // ------------------------------------------------------------------------------------------------------------ framing
+
+  readonly carriage: Carriage = this.makeCarriage();
+
+  private makeCarriage(): Carriage {
+    const codec = this;
+    return {
+      frameLength: (bytes, start) => frameLength(bytes, start),
+      unpack: (side, bytes) => (side === FRONTEND ? codec.fromClient.push(bytes) : codec.fromServer!.push(bytes)),
+      pack: (side, frames) => (side === FRONTEND ? codec.toClient!.push(frames) : codec.toServer(frames)),
+      get holding() {
+        return codec.toClient?.holding === true;
+      },
+    };
+  }
+
+  /** Messages as the present server must get them: in its packets, with its own descriptor and handles. */
+  private toServer(frames: Uint8Array): Uint8Array {
+    const out: Uint8Array[] = [];
+    for (let at = 0; at < frames.length; at += frameLength(frames, at)) {
+      const kind = frames[at];
+      const flags = flagsOf(frames, at);
+      const payload = Uint8Array.prototype.slice.call(frames, at + FRAME_HEADER, at + frameLength(frames, at));
+      if (kind === ATTENTION) {
+        this.owed = true;
+        out.push(packets(ATTENTION, EMPTY, this.speech.packetSize));
+        continue;
+      }
+      const request = this.sending;
+      this.sending = null;
+      this.head = request;
+      this.failed = false;
+      this.ended = false;
+      if ((flags & IGNORED) !== 0) {
+        out.push(packets(kind, EMPTY, this.speech.packetSize, IGNORE));
+        continue;
+      }
+      if (hasHeaders(kind, this.speech.dialect)) {
+        const headers = readAllHeaders(payload, 0, payload.length);
+        const own = request === null || headers.descriptor === this.clientDescriptor;
+        if (own) rewriteDescriptor(payload, 0, headers, this.serverDescriptor);
+      }
+      const { uses } = request ?? {};
+      if (uses) {
+        const server = this.handles.get(uses.handle)?.server;
+        if (server !== undefined)
+          Buffer.from(payload.buffer, payload.byteOffset).writeInt32LE(server, uses.at - FRAME_HEADER);
+      }
+      out.push(packets(kind, payload, this.speech.packetSize, flags));
+    }
+    return out.length === 1 ? out[0] : Buffer.concat(out);
+  }
+
+  peek(side: Side, bytes: Uint8Array, start: number, end: number, out: FrameHeader): boolean {
+    if (end - start < FRAME_HEADER) {
+      out.need = FRAME_HEADER;
+      return false;
+    }
+    const kind = bytes[start];
+    out.type = kind;
+    out.length = frameLength(bytes, start);
+    out.need = out.length;
+    out.asynchronous = false;
+    out.notice = false;
+    out.boundary = false;
+    out.partial = false;
+    out.treatment = INSPECT;
+    if (side === FRONTEND) return true;
+    switch (kind) {
+      case END:
+        // The server was done before it heard of the Attention: what acknowledges that comes in a message of its own.
+        if (this.owed && !this.acknowledged) break;
+        out.boundary = true;
+        return true;
+      case DONE:
+      case DONEPROC:
+        if (this.owed && (doneStatus(bytes, start + FRAME_HEADER) & DONE_ATTN) !== 0) this.acknowledged = true;
+        break;
+      case ERROR:
+        return true;
+      case PACKET_END:
+        // While something is told in pieces, nothing can be said at the end of a packet.
+        out.partial = this.amid;
+        out.asynchronous = true;
+        out.notice = true;
+        break;
+      case INFO:
+        out.asynchronous = true;
+        out.notice = true;
+        break;
+      default:
+        this.amid = (flagsOf(bytes, start) & PARTIAL) !== 0;
+        out.partial = this.amid;
+    }
+    out.treatment = RELAY;
+    return true;
+  }
+
+  /** An Attention was sent ... */
+  private owed = false;
+  /** ... and acknowledged in the message that comes. */
+  private acknowledged = false;
+  /** The server's last frame goes on in the next one. */
+  private amid = false;
+
+  // ------------------------------------------------------------------------------------------------------- from the client
+
+  decode(side: Side, bytes: Uint8Array, start: number, end: number, sink: Sink): Disposition {
+    if (side === BACKEND) return this.answer(bytes, start, end, sink);
+    if (bytes[start] === ATTENTION) {
+      sink.interrupt(bytes, start, end);
+      return FORWARD;
+    }
+    sink.request(understand(bytes, start, end, this.view), bytes, start, end);
+    return FORWARD;
+  }
+
+  private get view(): View {
+    return {
+      dialect: this.speech.dialect,
+      open: this.open,
+      depth: this.depth,
+      implicit: this.state.isOn('IMPLICIT_TRANSACTIONS') || this.state.isOn('ANSI_DEFAULTS'),
+      savepoints: this.savepoints,
+      prepared: (handle) => this.handles.get(handle)?.prepared ?? undefined,
+    };
+  }
+
+  /** A transaction is open, as the client knows it. */
+  private get open(): boolean {
+    return this.clientDescriptor !== 0n;
+  }
+
+  sent(request: Request): void {
+    this.sending = request as TdsRequest;
+  }
+
+  // ------------------------------------------------------------------------------------------------------- from the server
+
+  /** Puts a token of the server into the client's terms, see `TokenTurn`. */
+  private turn(type: number, token: Uint8Array): Uint8Array | null {
+    if (type === ENVCHANGE) return this.turnChange(token);
+    const { head } = this;
+    if (type === RETURNVALUE && head !== null && (head.prepares !== null || head.opensCursor)) {
+      return this.turnHandle(head, token);
+    }
+    return token;
+  }
+
+  private turnChange(token: Uint8Array): Uint8Array | null {
+    const type = envChangeType(token, 0);
+    switch (type) {
+      case ENV_PARTNER:
+        return null;
+      case ENV_BEGIN:
+      case ENV_ENLIST: {
+        const change = readEnvChange(token, 0, token.length);
+        const server = envChangeDescriptor(change.newValue);
+        this.serverDescriptor = server;
+        const { head } = this;
+        if (head === null) return token;
+        // The client goes on with the one that it was given when this was done first.
+        head.descriptor ??= server;
+        this.clientDescriptor = head.descriptor;
+        return mappedChange(change, head.descriptor, 0n);
+      }
+      case ENV_COMMIT:
+      case ENV_ROLLBACK:
+      case ENV_DEFECT:
+      case ENV_TRANSACTION_ENDED: {
+        const change = readEnvChange(token, 0, token.length);
+        const client = this.clientDescriptor;
+        this.serverDescriptor = 0n;
+        this.ended = true;
+        if (this.head === null) return token;
+        this.clientDescriptor = 0n;
+        return mappedChange(change, 0n, client === 0n ? envChangeDescriptor(change.oldValue) : client);
+      }
+    }
+    return token;
+  }
+
+  /** A RETURNVALUE with the handle that a request of the client asked for. */
+  private turnHandle(head: TdsRequest, token: Uint8Array): Uint8Array {
+    const { ordinal, value } = readReturnValue(token, 0, token.length, { dialect: this.speech.dialect });
+    if (ordinal !== 0 || value === null || value === undefined || value.length !== 4) return token;
+    const server = integerOf(value);
+    if (head.handle === null) {
+      head.handle = server;
+      // Some other one that its client holds may be called like that.
+      while (this.handles.has(head.handle) && this.handles.get(head.handle)!.server !== server) head.handle++;
+    }
+    this.setHandle(head.handle, { server, prepared: head.prepares });
+    if (head.handle === server) return token;
+    const own = Uint8Array.from(token);
+    Buffer.from(own.buffer).writeInt32LE(head.handle, own.length - 4);
+    return own;
+  }
+
+  private setHandle(handle: number, to: Handle | undefined): void {
+    this.undo.push([handle, this.handles.get(handle)]);
+    if (to === undefined) this.handles.delete(handle);
+    else this.handles.set(handle, to);
+  }
+
+  private answer(bytes: Uint8Array, start: number, end: number, sink: Sink): Disposition {
+    if (bytes[start] === ERROR) {
+      const message = readMessage(bytes, start + FRAME_HEADER, end, this.speech.dialect);
+      this.failed = true;
+      sink.error(errorOf(message));
+      return FORWARD;
+    }
+    const { head } = this;
+    this.head = null;
+    this.owed = false;
+    this.acknowledged = false;
+    if (head !== null) this.finish(head);
+    const status: TransactionStatus = this.serverDescriptor === 0n ? 'idle' : 'open';
+    if (status === 'idle' && head !== null) this.unitEnd();
+    sink.ready(status);
+    return FORWARD;
+  }
+
+  /** A request is answered: what it changed of the session. */
+  private finish(request: TdsRequest): void {
+    const { failed } = this;
+    const change = changeOf(request);
+    if (change !== null) {
+      const { settings, database, unknown } = change;
+      const unsure = [...unknown, ...settings.map(([option]) => `setting ${option}`)];
+      if (database !== null) unsure.push('database');
+      // Of a batch that failed nobody knows how far it came.
+      this.state.done(failed ? { ...change, settings: [], database: null, unknown: unsure } : change);
+    }
+    if (request.reset) for (const handle of [...this.handles.keys()]) this.setHandle(handle, undefined);
+    if (request.closes !== null && !failed && request.closes.handle !== request.handle) {
+      this.setHandle(request.closes.handle, undefined);
+    }
+    if (request.saves !== null && !failed) this.savepoints.add(request.saves);
+    this.count(request);
+    // Only its answer tells that it did not end the transaction.
+    const decides = request.effect === 'commit' || request.effect === 'rollback';
+    if (decides && !this.ended && this.serverDescriptor !== 0n) request.effect = request.writes ? 'write' : 'read';
+  }
+
+  /** Follows the nesting of transactions. */
+  private count(request: TdsRequest): void {
+    const { facts, effect } = request;
+    if (this.serverDescriptor === 0n) {
+      this.depth = 0;
+      this.savepoints.clear();
+      return;
+    }
+    if (this.failed || facts?.conditional || facts?.opaque) this.depth = null;
+    else if (request.manager >= 0) {
+      if (request.label === 'TM_BEGIN_XACT') this.deepen(1);
+      else if (request.label === 'TM_COMMIT_XACT') this.deepen(-1);
+    } else if (facts !== null) {
+      for (const { verb, name } of facts.control) {
+        if (verb === 'begin') this.deepen(1);
+        else if (verb === 'commit') this.deepen(-1);
+        else if (verb === 'save') this.savepoints.add(name);
+      }
+      if (effect === 'begin' && facts.control.length === 0) this.depth = 1;
+    } else this.depth = null;
+  }
+
+  private deepen(by: number): void {
+    if (this.depth !== null) this.depth = Math.max(1, this.depth + by);
+  }
+
+  private unitEnd(): void {
+    this.undo.length = 0;
+    this.state.unitEnd();
+  }
+
+  // --------------------------------------------------------------------------------------------------------------- state
+
+  guardBegun(): void {}
+
+  guardEnded(): void {}
+
+  rewind(): void {
+    for (let i = this.undo.length - 1; i >= 0; i--) {
+      const [handle, before] = this.undo[i];
+      if (before === undefined) this.handles.delete(handle);
+      else this.handles.set(handle, before);
+    }
+    this.undo.length = 0;
+    this.fromServer = null;
+    this.sending = null;
+    this.head = null;
+    this.amid = false;
+    this.owed = false;
+    this.acknowledged = false;
+    this.serverDescriptor = 0n;
+    this.depth = 0;
+    this.savepoints.clear();
+    this.state.rewind();
+  }
+
+  abandon(): void {
+    this.state.abandon();
+  }
+
+  observe(): Injection | null {
+    return null;
+  }
+
+  blockers(): Blocker[] {
+    const cursors = [...this.handles].filter(([, { prepared }]) => prepared === null);
+    return [...this.state.blockers(), ...cursors.map(([handle]) => ({ what: 'cursor', name: String(handle) }))];
+  }
+
+  forgetBlockers(): void {
+    this.state.forgetBlockers();
+    for (const [handle, { prepared }] of [...this.handles]) if (prepared === null) this.handles.delete(handle);
+  }
+
+  *restore(login: LoginResult): Exchange<Blocker[]> {
+    this.attach(login.facts as LoginFacts);
+    const lost: Blocker[] = [];
+    for (const { what, name, text } of this.state.batches()) {
+      const { errors } = yield* askBatch(text, this.speech);
+      if (errors.length > 0) lost.push({ what, name });
+    }
+    const all = [...this.handles].filter(([, { prepared }]) => prepared !== null);
+    for (let i = 0; i < all.length; i += PREPARES) {
+      const some = all.slice(i, i + PREPARES);
+      const calls = some.map(([, { prepared }]) => ({
+        procedure: SP_PREPARE,
+        parameters: [
+          integerParameter(null, '', 1),
+          textParameter(prepared!.declaration === '' ? null : prepared!.declaration),
+          textParameter(prepared!.text),
+          integerParameter(1),
+        ],
+      }));
+      const told = yield* askRpc(writeRpc(0n, calls), this.speech);
+      some.forEach(([handle, of], k) => {
+        const value = told.calls[k]?.find(({ ordinal }) => ordinal === 0)?.value;
+        if (value != null && value.length === 4) of.server = integerOf(value);
+        else {
+          this.handles.delete(handle);
+          lost.push({ what: 'prepared statement', name: String(handle) });
+        }
+      });
+    }
+    return lost;
+  }
+
+  /** There is a new connection to a server. */
+  private attach(facts: LoginFacts): void {
+    const { dialect, packetSize } = facts;
+    this.speech = { dialect, packetSize };
+    this.fromServer = new FromServer(dialect, packetSize, { turn: (type, token) => this.turn(type, token) });
+    this.fromServer.tokens.columnEncryption = facts.columnEncryption;
+    this.fromServer.tokens.dataClassification = facts.dataClassification;
+  }
+
+  // --------------------------------------------------------------------------------------------------------------- synthesis
+
+  welcome(login: LoginResult): Uint8Array {
+    const facts = login.facts as LoginFacts;
+    this.attach(facts);
+    this.toClient = new ToClient(facts.packetSize, facts.spid);
+    return packets(TABULAR_RESULT, facts.tokens, FIRST_SIZE, 0, facts.spid);
+  }
+
+  announce(): Uint8Array {
+    // A client that waits for nothing is told nothing in TDS.
+    return EMPTY;
+  }
+
+  private get dialect(): Dialect {
+    return this.speech.dialect;
+  }
+
+  /** The client's transaction is over, without a server that could tell so. */
+  private over(type: typeof ENV_COMMIT | typeof ENV_ROLLBACK): Uint8Array[] {
+    const descriptor = this.clientDescriptor;
+    this.clientDescriptor = 0n;
+    return descriptor === 0n ? [] : [endChange(type, descriptor)];
+  }
+
+  readonly synthesize = {
+    error: (cause: GatewayError, status: TransactionStatus): Uint8Array => {
+      const tokens = [error(gatewayError(cause), this.dialect)];
+      if (status === 'failed') tokens.push(...this.over(ENV_ROLLBACK));
+      tokens.push(done({ status: DONE_ERROR }, this.dialect));
+      return Buffer.concat([tokenFrames(...tokens), END_FRAME]);
+    },
+    fatal: (cause: GatewayError): Uint8Array => {
+      const tokens = [error(gatewayError(cause, true), this.dialect), done({ status: DONE_ERROR }, this.dialect)];
+      return Buffer.concat([tokenFrames(...tokens), END_FRAME]);
+    },
+    committed: (_request: Request, released: number): Uint8Array =>
+      this.answered(this.over(ENV_COMMIT), CUR_COMMIT, released),
+    rolledBack: (_request: Request, released: number): Uint8Array =>
+      this.answered(this.over(ENV_ROLLBACK), CUR_ROLLBACK, released),
+    interrupted: (): Uint8Array => Buffer.concat([tokenFrames(attentionDone(this.dialect)), END_FRAME]),
+    ready: (): Uint8Array => END_FRAME,
+    keepalive: (message: string): Uint8Array | null =>
+      Buffer.concat([
+        tokenFrames(info({ number: 0, class: 0, message, server: 'outlive' }, this.dialect)),
+        frame(PACKET_END, EMPTY, SHORT_PACKET),
+      ]),
+    goodbye: (): Uint8Array => EMPTY,
+  };
+
+  private answered(change: readonly Uint8Array[], curCmd: number, released: number): Uint8Array {
+    const tokens = [...change, done({ curCmd }, this.dialect)].slice(released);
+    return Buffer.concat([tokenFrames(...tokens), END_FRAME]);
+  }
+
+  // -------------------------------------------------------------------------------------------------------------- comparison
+
+  canonical(bytes: Uint8Array, start: number, end: number): Uint8Array | null {
+    switch (bytes[start]) {
+      case INFO:
+      case PACKET_END:
+        return null;
+      case ERROR: {
+        // Number, state and class: the text may name what is called otherwise on each server.
+        const at = start + FRAME_HEADER + 3;
+        return bytes.subarray(at, at + 6);
+      }
+      default:
+        return bytes.subarray(start, end);
+    }
+  }
+
+  verbatim(bytes: Uint8Array, start: number): boolean {
+    return bytes[start] !== INFO && bytes[start] !== PACKET_END && bytes[start] !== ERROR;
+  }
+
+  freeze(): FrozenSession {
+    return {
+      fromClient: this.fromClient.freeze(),
+      toClient: this.toClient?.freeze() ?? null,
+      fromServer: this.fromServer?.freeze() ?? null,
+      speech: this.speech,
+      sending: this.sending,
+      head: this.head,
+      failed: this.failed,
+      ended: this.ended,
+      clientDescriptor: this.clientDescriptor,
+      serverDescriptor: this.serverDescriptor,
+      depth: this.depth,
+      savepoints: this.savepoints,
+      handles: this.handles,
+      undo: this.undo,
+      state: this.state.freeze(),
+      amid: this.amid,
+      owed: this.owed,
+      acknowledged: this.acknowledged,
+      stale: this.stale,
+    };
+  }
+
+  /** The codec of a session as {@link freeze} left it; what it left is this session's from now on. */
+  static thaw(context: SessionContext, frozen: FrozenSession): TdsSession {
+    const session = new TdsSession(context);
+    const { fromClient, toClient, fromServer, state, ...fields } = frozen;
+    Object.assign(session, fields);
+    session.fromClient = FromClient.thaw(fromClient);
+    session.toClient = toClient === null ? null : ToClient.thaw(toClient);
+    const turn = { turn: (type: number, token: Uint8Array) => session.turn(type, token) };
+    session.fromServer = fromServer === null ? null : FromServer.thaw(fromServer, turn);
+    session.state = SessionState.thaw(state);
+    return session;
+  }
+}
+
+/** What {@link TdsSession.freeze} tells. */
+export interface FrozenSession {
+  readonly fromClient: FrozenFromClient;
+  readonly toClient: FrozenToClient | null;
+  readonly fromServer: FrozenFromServer | null;
+  readonly speech: Speech;
+  readonly sending: TdsRequest | null;
+  readonly head: TdsRequest | null;
+  readonly failed: boolean;
+  readonly ended: boolean;
+  readonly clientDescriptor: bigint;
+  readonly serverDescriptor: bigint;
+  readonly depth: number | null;
+  readonly savepoints: Set<string>;
+  readonly handles: Map<number, Handle>;
+  readonly undo: [handle: number, before: Handle | undefined][];
+  readonly state: FrozenState;
+  readonly amid: boolean;
+  readonly owed: boolean;
+  readonly acknowledged: boolean;
+  readonly stale: boolean;
+}

@@ -1,0 +1,158 @@
+/** What of a session outlives its requests, as far as their texts tell: what a new server must be brought to, and what it cannot have. */
+
+import type { Blocker } from '../../core/contract/index.js';
+import type { TdsRequest } from './requests.js';
+
+/** Plain data. */
+export interface FrozenState {
+  readonly settled: Settled;
+  readonly unit: readonly Change[];
+  readonly believed: readonly Change[];
+}
+
+interface Settled {
+  /** Statements by what they set, in the order in which they are to be run. */
+  readonly settings: ReadonlyMap<string, string>;
+  /** Null: that of the login. */
+  readonly database: string | null;
+  readonly temporary: ReadonlySet<string>;
+  readonly unknown: ReadonlySet<string>;
+}
+
+/** What one request did; `reset` before all else. */
+export interface Change {
+  readonly reset: boolean;
+  readonly settings: readonly (readonly [option: string, text: string])[];
+  readonly database: string | null;
+  readonly made: readonly string[];
+  readonly dropped: readonly string[];
+  readonly unknown: readonly string[];
+}
+
+const FRESH: Settled = { settings: new Map(), database: null, temporary: new Set(), unknown: new Set() };
+
+/**
+ * Nothing of it is undone by a rollback but temporary tables, and of those a rollback makes no difference that matters: at worst one that is
+ * gone is named. Changes count when their unit is over, because until then it may be repeated.
+ */
+export class SessionState {
+  private settled: Settled = FRESH;
+  private unit: Change[] = [];
+  /** Changes of the open unit as its client knows them, while it is repeated. */
+  private believed: readonly Change[] = [];
+
+  /** A request was answered without an error that kept it from taking effect. */
+  done(change: Change): void {
+    this.unit.push(change);
+  }
+
+  /** Is this setting ON, as the client knows it? */
+  isOn(option: string): boolean {
+    let on = / ON$/i.test(this.settled.settings.get(option) ?? '');
+    for (const { reset, settings } of this.unit) {
+      if (reset) on = false;
+      for (const [name, text] of settings) if (name === option) on = / ON$/i.test(text);
+    }
+    return on;
+  }
+
+  unitEnd(): void {
+    this.believed = [];
+    if (this.unit.length === 0) return;
+    this.settled = this.unit.reduce(apply, this.settled);
+    this.unit = [];
+  }
+
+  rewind(): void {
+    if (this.unit.length >= this.believed.length) this.believed = this.unit;
+    this.unit = [];
+  }
+
+  abandon(): void {
+    if (this.believed.length > this.unit.length) this.unit = [...this.believed];
+    this.unitEnd();
+  }
+
+  /** Batches that restore the session, each with what it restores. */
+  batches(): { readonly what: string; readonly name: string; readonly text: string }[] {
+    const { settings, database } = this.settled;
+    const batches = [...settings].map(([name, text]) => ({ what: 'setting', name, text }));
+    if (database !== null) {
+      const text = `USE [${database.replaceAll(']', ']]')}]`;
+      batches.unshift({ what: 'database', name: database, text });
+    }
+    return batches;
+  }
+
+  blockers(): Blocker[] {
+    const { temporary, unknown } = this.settled;
+    return [
+      ...[...temporary].map((name) => ({ what: 'temporary table', name })),
+      ...[...unknown].map((name) => ({ what: 'state of the session', name })),
+    ];
+  }
+
+  forgetBlockers(): void {
+    this.settled = { ...this.settled, temporary: new Set(), unknown: new Set() };
+  }
+
+  freeze(): FrozenState {
+    const { settled, unit, believed } = this;
+    return { settled, unit, believed };
+  }
+
+  static thaw({ settled, unit, believed }: FrozenState): SessionState {
+    return Object.assign(new SessionState(), { settled, unit: [...unit], believed });
+  }
+}
+
+/** What a request that was done changes; null when that is nothing. */
+export function changeOf(request: TdsRequest): Change | null {
+  const { facts, nested, reset, unknown, isolation } = request;
+  // What a procedure sets is undone behind it, and its temporary tables are gone.
+  const own = facts !== null && !nested ? facts : null;
+  const unsure = own?.conditional === true;
+  const change: Change = {
+    reset,
+    settings: [
+      ...(own === null || unsure ? [] : own.settings.map(({ option, text }) => [option, text] as const)),
+      ...(isolation === null ? [] : [['ISOLATION', `SET TRANSACTION ISOLATION LEVEL ${isolation}`] as const]),
+    ],
+    database: unsure ? null : (own?.database ?? null),
+    made: own?.made ?? [],
+    dropped: unsure ? [] : (own?.dropped ?? []),
+    unknown: [
+      ...unknown,
+      ...(own?.unknown ?? []),
+      ...(unsure ? own.settings.map(({ option }) => `setting ${option}`) : []),
+      ...(unsure && own.database !== null ? ['database'] : []),
+    ],
+  };
+  const { settings, database, made, dropped } = change;
+  const nothing = settings.length + made.length + dropped.length + change.unknown.length === 0;
+  return nothing && database === null && !reset ? null : change;
+}
+
+function apply(before: Settled, { reset, settings, database, made, dropped, unknown }: Change): Settled {
+  // The isolation level alone outlives a reset.
+  const from = reset ? keepIsolation(before) : before;
+  const after = new Map(from.settings);
+  for (const [option, text] of settings) {
+    // The last one counts, where it came.
+    after.delete(option);
+    after.set(option, text);
+  }
+  const temporary = new Set([...from.temporary, ...made]);
+  for (const name of dropped) temporary.delete(name);
+  return {
+    settings: after,
+    database: database ?? from.database,
+    temporary,
+    unknown: new Set([...from.unknown, ...unknown]),
+  };
+}
+
+function keepIsolation({ settings }: Settled): Settled {
+  const isolation = settings.get('ISOLATION');
+  return isolation === undefined ? FRESH : { ...FRESH, settings: new Map([['ISOLATION', isolation]]) };
+}
