@@ -4,6 +4,7 @@ import { type Exchange, ProtocolViolation } from '../../core/contract/index.js';
 import { unicode } from './bytes.js';
 import {
   type Column,
+  envChangeType,
   integerOf,
   type ReturnValue,
   readColumns,
@@ -14,7 +15,7 @@ import {
 } from './facts.js';
 import { EOM, HEADER_LENGTH, packets, RPC, SQL_BATCH } from './packet.js';
 import { writeSqlBatch } from './request.js';
-import { COLMETADATA, DONEPROC, ERROR, RETURNVALUE, TokenReader } from './tokens.js';
+import { COLMETADATA, DONEPROC, ENVCHANGE, ERROR, RETURNVALUE, TokenReader } from './tokens.js';
 import { type Dialect, TDS_7_2 } from './version.js';
 
 /** What a server answered. */
@@ -22,6 +23,8 @@ export interface Told {
   /** Rows of all results. */
   readonly rows: readonly (readonly Value[])[];
   readonly errors: readonly ServerMessage[];
+  /** Types of the ENVCHANGEs. */
+  readonly changes: readonly number[];
   /** The return values of each call of an RPC, null where it failed. */
   readonly calls: readonly (readonly ReturnValue[] | null)[];
 }
@@ -68,6 +71,7 @@ function* ask(type: number, request: Uint8Array, { dialect, packetSize }: Speech
 export function readTold(payload: Uint8Array, dialect: Dialect): Told {
   const rows: Value[][] = [];
   const errors: ServerMessage[] = [];
+  const changes: number[] = [];
   const calls: (ReturnValue[] | null)[] = [];
   let returned: ReturnValue[] = [];
   let failed = false;
@@ -77,6 +81,7 @@ export function readTold(payload: Uint8Array, dialect: Dialect): Told {
   reader.push(payload, 0, payload.length, {
     token: (type, bytes, start, end) => {
       if (type === COLMETADATA) columns = readColumns(bytes, start, end, { dialect }) ?? columns;
+      else if (type === ENVCHANGE) changes.push(envChangeType(bytes, start));
       else if (type === ERROR) {
         errors.push(readMessage(bytes, start, end, dialect));
         failed = true;
@@ -94,7 +99,7 @@ export function readTold(payload: Uint8Array, dialect: Dialect): Told {
     },
   });
   reader.endMessage();
-  return { rows, errors, calls };
+  return { rows, errors, changes, calls };
 }
 
 /** A value as text: of character types in UTF-16, else its digits. Null for NULL. */

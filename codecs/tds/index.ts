@@ -1,10 +1,12 @@
-import type { Codec, GatewayError, SessionContext } from '../../core/contract/index.js';
+import type { Codec, Exchange, GatewayError, SessionContext } from '../../core/contract/index.js';
+import { askBatch } from './ask.js';
 import { gatewayError } from './errors.js';
+import { ENV_BEGIN } from './facts.js';
 import { greet } from './greet.js';
 import { login } from './login.js';
 import { DEFAULT_PACKET_SIZE, packetLength } from './packet.js';
-import { activity, probe, terminate } from './probe.js';
-import { type FrozenSession, TdsSession } from './session.js';
+import { activity, OWN, probe, terminate } from './probe.js';
+import { type FrozenSession, type SharedFacts, TdsSession } from './session.js';
 import { TDS_7_4 } from './version.js';
 import { errorAnswer, serverMessage } from './write.js';
 
@@ -29,6 +31,12 @@ const tds: Codec = {
   frameLength: (bytes, start, end) => packetLength(bytes, start, end),
   greet,
   login,
+
+  *learn(): Exchange<SharedFacts> {
+    const { changes } = yield* askBatch('BEGIN TRANSACTION; COMMIT TRANSACTION', OWN);
+    return { announcesText: changes.includes(ENV_BEGIN) };
+  },
+
   probe,
   terminate,
   activity,

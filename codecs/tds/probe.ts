@@ -6,7 +6,7 @@ import { DEFAULT_PACKET_SIZE } from './packet.js';
 import { TDS_7_4 } from './version.js';
 
 /** How the gateway's own connections speak. */
-const OWN: Speech = { dialect: TDS_7_4, packetSize: DEFAULT_PACKET_SIZE };
+export const OWN: Speech = { dialect: TDS_7_4, packetSize: DEFAULT_PACKET_SIZE };
 
 /**
  * The monitor's database stands for all of them: they change their role together, in one availability group. The family of a database

@@ -100,6 +100,8 @@ export class TdsRequest implements Request {
   opensCursor = false;
   /** The handle (of a statement or cursor) that it takes away. */
   closes: HandleUse | null = null;
+  /** It may begin or end a transaction by its text. */
+  decides = false;
   /** The handle that the client was given: the same one when it is repeated. */
   handle: number | null = null;
   /** The descriptor that the client was given: the same one when it is repeated. */
@@ -153,6 +155,7 @@ function unclear(request: TdsRequest, open: boolean): void {
   request.effect = open ? 'commit' : 'opaque';
   request.provable = false;
   request.writes = true;
+  request.decides = true;
 }
 
 function text(request: TdsRequest, facts: BatchFacts, view: View): void {
@@ -168,9 +171,13 @@ function text(request: TdsRequest, facts: BatchFacts, view: View): void {
   if (first === undefined) {
     const session = facts.settings.length + facts.unknown.length + facts.made.length + facts.dropped.length > 0;
     request.effect = facts.writes ? 'write' : session || facts.database !== null || facts.bulk ? 'session' : 'read';
-    if (view.implicit && !view.open && facts.touchesTables) request.effect = 'begin';
+    if (view.implicit && !view.open && facts.touchesTables) {
+      request.effect = 'begin';
+      request.decides = true;
+    }
     return;
   }
+  request.decides = true;
   const alone = control.length === 1;
   if (first.verb === 'begin' && alone && !facts.conditional && facts.label === 'BEGIN TRANSACTION') {
     if (!view.open) request.effect = 'begin';
@@ -296,7 +303,10 @@ function rpc(request: TdsRequest, bytes: Uint8Array, start: number, end: number,
       const sql = statementText(bytes, call);
       const facts = sql === null ? null : readBatch(sql);
       if (facts === null || facts.opaque || facts.writes || facts.control.length > 0) unclear(request, view.open);
-      else request.effect = view.implicit && !view.open ? 'begin' : 'session';
+      else if (view.implicit && !view.open) {
+        request.effect = 'begin';
+        request.decides = true;
+      } else request.effect = 'session';
       return;
     }
     case SP_CURSORFETCH:
@@ -325,7 +335,8 @@ function rpc(request: TdsRequest, bytes: Uint8Array, start: number, end: number,
   }
   request.label = 'EXEC';
   if (onlyTells(call.name)) {
-    request.effect = view.implicit && !view.open ? 'begin' : 'read';
+    request.decides = view.implicit && !view.open;
+    request.effect = request.decides ? 'begin' : 'read';
     return;
   }
   if (/(^|[.[])sp_getapplock\]?$/i.test(call.name)) request.unknown.push('application lock');

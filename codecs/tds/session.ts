@@ -17,9 +17,10 @@ import {
   type SessionContext,
   type Side,
   type Sink,
+  type StatusQuestion,
   type TransactionStatus,
 } from '../../core/contract/index.js';
-import { askBatch, askRpc, type Speech } from './ask.js';
+import { askBatch, askRpc, type Speech, textOf, type Value } from './ask.js';
 import {
   FIRST_SIZE,
   FromClient,
@@ -62,6 +63,7 @@ import {
   tokenFrames,
 } from './frames.js';
 import type { Startup } from './greet.js';
+import { BatchInjection } from './inject.js';
 import type { LoginFacts } from './login.js';
 import { ATTENTION, IGNORE, packets, TABULAR_RESULT } from './packet.js';
 import { hasHeaders, readAllHeaders, rewriteDescriptor } from './request.js';
@@ -78,6 +80,12 @@ const PREPARES = 32;
 /** Kinds of statements in DONE, for what the gateway answers itself. */
 const CUR_COMMIT = 0xd5;
 const CUR_ROLLBACK = 0xd6;
+
+/** Facts that all sessions of a database share. */
+export interface SharedFacts {
+  /** The server tells (ENVCHANGE) of transactions that are begun and ended by text. */
+  readonly announcesText: boolean;
+}
 
 /** A handle as its client knows it, on the present server. */
 interface Handle {
@@ -115,6 +123,12 @@ export class TdsSession implements SessionCodec {
   private clientDescriptor = 0n;
   /** The same on the present server. */
   private serverDescriptor = 0n;
+  /** The same of a transaction that text began on a server that does not tell of those: its client has no descriptor. */
+  private textOpen = false;
+  /** A transaction began in the answer. */
+  private began = false;
+  /** A transaction is open, as the client knows it. */
+  private open = false;
   /** BEGINs without their COMMITs, null when that is not known. */
   private depth: number | null = 0;
   private readonly savepoints = new Set<string>();
@@ -124,7 +138,7 @@ export class TdsSession implements SessionCodec {
   private undo: [handle: number, before: Handle | undefined][] = [];
   private state = new SessionState();
 
-  constructor(context: SessionContext) {
+  constructor(private readonly context: SessionContext) {
     this.startup = context.greeting.startup as Startup;
     this.speech = { dialect: this.startup.dialect, packetSize: FIRST_SIZE };
   }
@@ -162,6 +176,7 @@ export class TdsSession implements SessionCodec {
       this.head = request;
       this.failed = false;
       this.ended = false;
+      this.began = false;
       if ((flags & IGNORED) !== 0) {
         out.push(packets(kind, EMPTY, this.speech.packetSize, IGNORE));
         continue;
@@ -257,11 +272,6 @@ export class TdsSession implements SessionCodec {
     };
   }
 
-  /** A transaction is open, as the client knows it. */
-  private get open(): boolean {
-    return this.clientDescriptor !== 0n;
-  }
-
   sent(request: Request): void {
     this.sending = request as TdsRequest;
   }
@@ -288,6 +298,7 @@ export class TdsSession implements SessionCodec {
         const change = readEnvChange(token, 0, token.length);
         const server = envChangeDescriptor(change.newValue);
         this.serverDescriptor = server;
+        this.began = true;
         const { head } = this;
         if (head === null) return token;
         // The client goes on with the one that it was given when this was done first.
@@ -345,11 +356,46 @@ export class TdsSession implements SessionCodec {
     this.head = null;
     this.owed = false;
     this.acknowledged = false;
-    if (head !== null) this.finish(head);
-    const status: TransactionStatus = this.serverDescriptor === 0n ? 'idle' : 'open';
-    if (status === 'idle' && head !== null) this.unitEnd();
-    sink.ready(status);
+    if (head === null) sink.ready(this.status);
+    else if (this.unclear(head)) sink.ready(this.trancount(head));
+    else {
+      this.finish(head);
+      sink.ready(this.status);
+    }
     return FORWARD;
+  }
+
+  /** As the present server has it. */
+  private get status(): TransactionStatus {
+    return this.serverDescriptor !== 0n || this.textOpen ? 'open' : 'idle';
+  }
+
+  /** Only the server can tell whether a transaction is open now. */
+  private unclear({ decides, reset }: TdsRequest): boolean {
+    if ((this.context.shared() as SharedFacts | undefined)?.announcesText === true) return false;
+    return decides || reset || (this.failed && this.status === 'open');
+  }
+
+  /** Asks how many transactions are open, after a request that may have changed that. */
+  private trancount(head: TdsRequest): StatusQuestion {
+    const { dialect } = this;
+    const { failed, ended, began } = this;
+    const question = new BatchInjection('SELECT @@TRANCOUNT', dialect);
+    return Object.assign(question, {
+      done: (): void => {
+        const [[value]] = question.told().rows as [[Value]];
+        const count = Number(textOf(value));
+        const before = this.status;
+        this.failed = failed;
+        this.began = began || (before === 'idle' && count > 0);
+        this.ended = ended || (before === 'open' && count === 0);
+        this.textOpen = count > 0 && this.serverDescriptor === 0n;
+        if (count === 0) this.serverDescriptor = 0n;
+        this.finish(head);
+        this.depth = count;
+      },
+      status: () => this.status,
+    });
   }
 
   /** A request is answered: what it changed of the session. */
@@ -371,17 +417,19 @@ export class TdsSession implements SessionCodec {
     this.count(request);
     // Only its answer tells that it did not end the transaction.
     const decides = request.effect === 'commit' || request.effect === 'rollback';
-    if (decides && !this.ended && this.serverDescriptor !== 0n) request.effect = request.writes ? 'write' : 'read';
+    this.open = this.status === 'open';
+    if (decides && !this.ended && this.open) request.effect = request.writes ? 'write' : 'read';
+    if (!this.open) this.unitEnd();
   }
 
   /** Follows the nesting of transactions. */
   private count(request: TdsRequest): void {
     const { facts, effect } = request;
-    if (this.serverDescriptor === 0n) {
+    if (this.status === 'idle' || this.began) {
       this.depth = 0;
       this.savepoints.clear();
-      return;
     }
+    if (this.status === 'idle') return;
     if (this.failed || facts?.conditional || facts?.opaque) this.depth = null;
     else if (request.manager >= 0) {
       if (request.label === 'TM_BEGIN_XACT') this.deepen(1);
@@ -425,8 +473,7 @@ export class TdsSession implements SessionCodec {
     this.owed = false;
     this.acknowledged = false;
     this.serverDescriptor = 0n;
-    this.depth = 0;
-    this.savepoints.clear();
+    this.textOpen = false;
     this.state.rewind();
   }
 
@@ -511,6 +558,7 @@ export class TdsSession implements SessionCodec {
   private over(type: typeof ENV_COMMIT | typeof ENV_ROLLBACK): Uint8Array[] {
     const descriptor = this.clientDescriptor;
     this.clientDescriptor = 0n;
+    this.open = false;
     return descriptor === 0n ? [] : [endChange(type, descriptor)];
   }
 
@@ -577,6 +625,9 @@ export class TdsSession implements SessionCodec {
       ended: this.ended,
       clientDescriptor: this.clientDescriptor,
       serverDescriptor: this.serverDescriptor,
+      textOpen: this.textOpen,
+      began: this.began,
+      open: this.open,
       depth: this.depth,
       savepoints: this.savepoints,
       handles: this.handles,
@@ -615,6 +666,9 @@ export interface FrozenSession {
   readonly ended: boolean;
   readonly clientDescriptor: bigint;
   readonly serverDescriptor: bigint;
+  readonly textOpen: boolean;
+  readonly began: boolean;
+  readonly open: boolean;
   readonly depth: number | null;
   readonly savepoints: Set<string>;
   readonly handles: Map<number, Handle>;

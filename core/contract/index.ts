@@ -122,8 +122,8 @@ export interface Sink {
   interrupt(bytes: Uint8Array, start: number, end: number): void;
   /** The client says good-bye. */
   goodbye(): void;
-  /** The server waits again; everything before is answered. */
-  ready(status: TransactionStatus): void;
+  /** The server waits again; everything before is answered. Of a protocol whose servers do not tell the status, what asks for it. */
+  ready(status: TransactionStatus | StatusQuestion): void;
   /** The server asks for bulk input of the request in progress: barriers open. */
   input(): void;
   /** The server answered with an error. */
@@ -269,6 +269,12 @@ export interface Injection {
   errorBytes(): Uint8Array | null;
   /** Called once after the last ready. */
   done?(): void;
+}
+
+/** Asked in the place of a ready, which counts when it is answered. */
+export interface StatusQuestion extends Injection {
+  /** Valid after the last ready. */
+  status(): TransactionStatus;
 }
 
 export interface TokenInjection extends Injection {

@@ -31,7 +31,7 @@ export interface FrozenPending {
 /**
  * The fields of a session by their names, but for {@link input}, which stands for `window`, `scan` and `inputLeft`. Not among them is what
  * - is given anew to a thawed one: `codec`, `canon`, `carriage`, `limits`, `io`, `stats`;
- * - holds something only inside of a call: `outBytes`, `outStart`, `outEnd`, `corked`, `header`, `readyStatus`, `doubtError`,
+ * - holds something only inside of a call: `outBytes`, `outStart`, `outEnd`, `corked`, `header`, `readyStatus`, `readyQuestion`, `doubtError`,
  *   `judged`, `proceeding`;
  * - belongs to states in which there is no capsule: `doubtRest`, `doubted`, `replayQueue`;
  * - goes with an injection, during which there is none: `inquiring`, `abandoning`;

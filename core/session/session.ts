@@ -17,6 +17,7 @@ import {
   type SessionCodec,
   type SessionContext,
   type Sink,
+  type StatusQuestion,
   SWALLOW,
   type TokenInjection,
   type TransactionStatus,
@@ -99,6 +100,7 @@ export class Session implements Sink {
   private doubtError: ServerError | null = null;
   private doubtRest: Uint8Array = EMPTY;
   private readyStatus: TransactionStatus | null = null;
+  private readyQuestion: StatusQuestion | null = null;
 
   // A transaction of the gateway's own around the client's request.
   private guarding = false;
@@ -870,8 +872,8 @@ export class Session implements Sink {
             return;
           }
           if (h.boundary && --head.readies === 0) {
-            this.shift();
             head.injection.done?.();
+            this.shift();
             head.onDone?.();
             if (!this.receiving()) return;
           }
@@ -908,6 +910,16 @@ export class Session implements Sink {
       if ((this.state as State) === 'passing') {
         this.io.toClient(bytes.subarray(run, end));
         return;
+      }
+      if (this.readyQuestion !== null) {
+        const question = this.readyQuestion;
+        this.readyQuestion = null;
+        this.release(bytes, run, at, log, head?.record ?? null);
+        this.askStatus(question, head!, bytes.subarray(at, frameEnd));
+        at = frameEnd;
+        run = at;
+        log = at;
+        continue;
       }
       if (this.readyStatus !== null) {
         const status = this.readyStatus;
@@ -1052,8 +1064,28 @@ export class Session implements Sink {
   // --------------------------------------------------------------------------------------------------------- sink, backend
 
   /** {@link Sink.ready}: acted upon when the frame's place in the chunk is known. */
-  ready(status: TransactionStatus): void {
-    this.readyStatus = status;
+  ready(status: TransactionStatus | StatusQuestion): void {
+    if (typeof status === 'string') this.readyStatus = status;
+    else this.readyQuestion = status;
+  }
+
+  /** Asks for the status of the ready that came, and acts upon that when it is known. */
+  private askStatus(question: StatusQuestion, head: Pending, ready: Uint8Array): void {
+    // In front of whatever waits for its turn.
+    this.pending[0] = new Pending();
+    const [pending] = this.pending;
+    pending.injection = question;
+    pending.readies = question.readies;
+    pending.onDone = () => {
+      const status = question.status();
+      this.pending.unshift(head);
+      if (this.readied(status, head)) {
+        this.say(ready);
+        this.announce();
+        this.settle();
+      } else this.continueAfterReady(status, head);
+    };
+    this.send(question.bytes, 0, question.bytes.length);
   }
 
   /** Acts upon a ready. Returns true when the client gets it. */
@@ -1349,6 +1381,7 @@ export class Session implements Sink {
     this.doubtRest = EMPTY;
     this.doubted = null;
     this.readyStatus = null;
+    this.readyQuestion = null;
     this.abandoning = false;
     this.guardDue = false;
     this.retryable = false;

@@ -1408,7 +1408,7 @@ describe('every field', () => {
 
   it('of a session is told, or left out for a reason that FrozenSession gives', () => {
     const left =
-      'codec canon carriage limits io stats outBytes outStart outEnd corked header readyStatus doubtError judged proceeding doubtRest doubted replayQueue inquiring abandoning spare loose expected';
+      'codec canon carriage limits io stats outBytes outStart outEnd corked header readyStatus readyQuestion doubtError judged proceeding doubtRest doubted replayQueue inquiring abandoning spare loose expected';
     const names = [...Object.keys(session).filter((name) => name !== 'input'), ...INPUT, ...left.split(' ')];
     expect(Object.keys(rig.session).sort()).toEqual(names.sort());
   });
