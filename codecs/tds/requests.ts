@@ -179,7 +179,8 @@ function text(request: TdsRequest, facts: BatchFacts, view: View): void {
   }
   request.decides = true;
   const alone = control.length === 1;
-  if (first.verb === 'begin' && alone && !facts.conditional && facts.label === 'BEGIN TRANSACTION') {
+  const orderly = !facts.conditional || facts.statements === 1;
+  if (first.verb === 'begin' && alone && orderly && facts.label === 'BEGIN TRANSACTION') {
     if (!view.open) request.effect = 'begin';
     else request.effect = facts.writes ? 'write' : 'read';
     return;

@@ -563,10 +563,10 @@ export class TdsSession implements SessionCodec {
   }
 
   readonly synthesize = {
-    error: (cause: GatewayError, status: TransactionStatus): Uint8Array => {
-      const tokens = [error(gatewayError(cause), this.dialect)];
-      if (status === 'failed') tokens.push(...this.over(ENV_ROLLBACK));
-      tokens.push(done({ status: DONE_ERROR }, this.dialect));
+    error: (cause: GatewayError): Uint8Array => {
+      // Whatever became of the client's transaction: it is over.
+      const change = this.over(ENV_ROLLBACK);
+      const tokens = [error(gatewayError(cause), this.dialect), ...change, done({ status: DONE_ERROR }, this.dialect)];
       return Buffer.concat([tokenFrames(...tokens), END_FRAME]);
     },
     fatal: (cause: GatewayError): Uint8Array => {

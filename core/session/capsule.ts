@@ -12,7 +12,7 @@ export interface Capsule {
 }
 
 /** {@link Unit} without its methods. */
-export type FrozenUnit = Omit<Unit, 'inDoubt' | 'reset' | 'rearm'>;
+export type FrozenUnit = Omit<Unit, 'unprovable' | 'inDoubt' | 'reset' | 'rearm'>;
 
 /** A request that waits, see `Item`. */
 export interface FrozenItem {

@@ -609,11 +609,11 @@ export class Session implements Sink {
         const begin = this.codec.guard!.begin();
         this.inject(begin, () => {
           // A cancel that meant the request hit this instead: the request commits by itself, and nothing proves it.
-          if (begin.failed() !== null && !this.readOnly) unit.unprovable = request.label;
+          if (begin.failed() !== null && !this.readOnly) unit.opaque = request.label;
         });
       } else if (effect !== 'session' && effect !== 'begin') {
         // Outside a transaction and not to be wrapped: its outcome cannot be learnt.
-        if (!this.readOnly && (effect === 'write' || effect === 'opaque')) unit.unprovable = request.label;
+        if (!this.readOnly && (effect === 'write' || effect === 'opaque')) unit.opaque = request.label;
         pending.gates = true;
       }
       if (effect === 'begin') pending.gates = true;
@@ -621,14 +621,14 @@ export class Session implements Sink {
       pending.gates = true;
       if (effect === 'commit') {
         unit.commitSent = true;
-        if (!request.provable && !this.readOnly) unit.unprovable = request.label;
+        if (!request.provable && !this.readOnly) unit.deciding = request.label;
       }
     }
     if (request.writes && !this.readOnly) {
       unit.writes = true;
       if (unit.token === null) unit.unarmed = true;
     }
-    if (unit.commitSent && unit.writes && this.codec.token === null) unit.unprovable = request.label;
+    if (unit.commitSent && unit.writes && this.codec.token === null) unit.deciding = request.label;
   }
 
   /** Learns the outcome token of the open transaction. */
@@ -1113,7 +1113,7 @@ export class Session implements Sink {
       head.record!.status = status;
       // What might have ended it did not.
       this.unit.commitSent = false;
-      this.unit.unprovable = null;
+      this.unit.deciding = null;
       if (this.loose.push(head.record!) >= LOOSE) {
         keepApart(this.loose);
         this.loose.length = 0;

@@ -13,14 +13,21 @@ export class Unit {
   arming = false;
   /** What would make it durable has left. */
   commitSent = false;
-  /** Why its outcome could not be asked for (a label), or null. */
-  unprovable: string | null = null;
+  /** What it holds (a label) that may have taken effect by itself, whose outcome cannot be asked for; or null. */
+  opaque: string | null = null;
+  /** The same of what was sent to end it, until that is answered. */
+  deciding: string | null = null;
   inputBytes = 0;
   answerBytes = 0;
   /** It exceeds the journal and cannot be repeated. */
   oversized = false;
   /** It was begun by the end of the one before (AND CHAIN), and cannot be repeated. */
   chained = false;
+
+  /** Why its outcome could not be asked for (a label), or null. */
+  get unprovable(): string | null {
+    return this.opaque ?? this.deciding;
+  }
 
   /** True when it may have taken effect without the client knowing. */
   get inDoubt(): boolean {
@@ -44,6 +51,7 @@ export class Unit {
     this.arming = false;
     this.token = null;
     this.commitSent = false;
-    this.unprovable = null;
+    this.opaque = null;
+    this.deciding = null;
   }
 }

@@ -129,14 +129,14 @@ describe.each([
   it('is left with statements that were prepared before and in the open transaction', async () => {
     const client = await connect();
     await prepare(client, 'SELECT @n + 1 AS n');
-    const before = await prepare(client, 'SELECT @n + 2 AS n');
+    const earlier = await prepare(client, 'SELECT @n + 2 AS n');
     await client.begin();
     const within = await prepare(client, 'SELECT @n + 3 AS n');
     expect(await within(1)).toEqual([4]);
     await stage.kill();
-    expect([await before(1), await within(1)]).toEqual([[3], [4]]);
+    expect([await earlier(1), await within(1)]).toEqual([[3], [4]]);
     await client.commit();
-    expect([await before(1), await within(1)]).toEqual([[3], [4]]);
+    expect([await earlier(1), await within(1)]).toEqual([[3], [4]]);
   });
 
   it('is left with a transaction that cannot be repeated, of which the client is told once', async () => {
