@@ -87,6 +87,8 @@ export class TdsRequest implements Request {
   manager = -1;
   /** The isolation level that it sets, in words; null when none. */
   isolation: string | null = null;
+  /** The text of an INSERT BULK, which announces a bulk load. */
+  bulk: string | null = null;
   /** The savepoint that it makes. */
   saves: string | null = null;
   /** The session is reset before it. */
@@ -120,8 +122,15 @@ export function understand(bytes: Uint8Array, start: number, end: number, view: 
   switch (bytes[start]) {
     case SQL_BATCH: {
       request = new TdsRequest('batch');
-      const facts = readBatch(sqlText(readSqlBatch(bytes, from, end, view.dialect)));
+      const sql = sqlText(readSqlBatch(bytes, from, end, view.dialect));
+      const facts = readBatch(sql);
       text(request, facts, view);
+      if (facts.bulk && facts.statements === 1) {
+        // What it announces writes, and not this.
+        request.bulk = sql;
+        request.effect = 'session';
+        request.writes = false;
+      } else if (facts.bulk) unclear(request, view.open);
       break;
     }
     case RPC:

@@ -17,6 +17,8 @@ interface Settled {
   readonly database: string | null;
   readonly temporary: ReadonlySet<string>;
   readonly unknown: ReadonlySet<string>;
+  /** INSERT BULK whose rows have yet to come. */
+  readonly bulk: string | null;
 }
 
 /** What one request did; `reset` before all else. */
@@ -27,9 +29,11 @@ export interface Change {
   readonly made: readonly string[];
   readonly dropped: readonly string[];
   readonly unknown: readonly string[];
+  /** It announces this bulk load; null: it is none, or over. */
+  readonly bulk: string | null;
 }
 
-const FRESH: Settled = { settings: new Map(), database: null, temporary: new Set(), unknown: new Set() };
+const FRESH: Settled = { settings: new Map(), database: null, temporary: new Set(), unknown: new Set(), bulk: null };
 
 /**
  * Nothing of it is undone by a rollback but temporary tables, and of those a rollback makes no difference that matters: at worst one that is
@@ -75,12 +79,13 @@ export class SessionState {
 
   /** Batches that restore the session, each with what it restores. */
   batches(): { readonly what: string; readonly name: string; readonly text: string }[] {
-    const { settings, database } = this.settled;
+    const { settings, database, bulk } = this.settled;
     const batches = [...settings].map(([name, text]) => ({ what: 'setting', name, text }));
     if (database !== null) {
       const text = `USE [${database.replaceAll(']', ']]')}]`;
       batches.unshift({ what: 'database', name: database, text });
     }
+    if (bulk !== null) batches.push({ what: 'bulk load', name: '', text: bulk });
     return batches;
   }
 
@@ -127,13 +132,15 @@ export function changeOf(request: TdsRequest): Change | null {
       ...(unsure ? own.settings.map(({ option }) => `setting ${option}`) : []),
       ...(unsure && own.database !== null ? ['database'] : []),
     ],
+    bulk: request.bulk,
   };
   const { settings, database, made, dropped } = change;
   const nothing = settings.length + made.length + dropped.length + change.unknown.length === 0;
-  return nothing && database === null && !reset ? null : change;
+  const bulk = request.bulk !== null || request.kind === 'bulk load';
+  return nothing && database === null && !reset && !bulk ? null : change;
 }
 
-function apply(before: Settled, { reset, settings, database, made, dropped, unknown }: Change): Settled {
+function apply(before: Settled, { reset, settings, database, made, dropped, unknown, bulk }: Change): Settled {
   // The isolation level alone outlives a reset.
   const from = reset ? keepIsolation(before) : before;
   const after = new Map(from.settings);
@@ -149,6 +156,7 @@ function apply(before: Settled, { reset, settings, database, made, dropped, unkn
     database: database ?? from.database,
     temporary,
     unknown: new Set([...from.unknown, ...unknown]),
+    bulk,
   };
 }
 
