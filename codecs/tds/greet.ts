@@ -9,6 +9,7 @@ import {
 } from '../../core/contract/index.js';
 import { gatewayError } from './errors.js';
 import { FEATURE_FEDAUTH, FEATURE_SESSIONRECOVERY } from './facts.js';
+import { inPrelogin } from './handshake.js';
 import { INTEGRATED_SECURITY, type Login7, readLogin7, revealPassword, SET_LANG_ON, USE_DB_ON } from './login7.js';
 import {
   DEFAULT_PACKET_SIZE,
@@ -22,6 +23,7 @@ import {
 } from './packet.js';
 import {
   ENCRYPT_NOT_SUP,
+  ENCRYPT_ON,
   negotiateEncryption,
   PL_ENCRYPTION,
   PL_INSTOPT,
@@ -32,7 +34,7 @@ import {
   versionData,
   writePrelogin,
 } from './prelogin.js';
-import { type Dialect, dialectOf, TDS_7_1, TDS_7_4 } from './version.js';
+import { type Dialect, dialectOf, TDS_7_1, TDS_7_4, VERSION_7_4 } from './version.js';
 import { errorAnswer, serverMessage } from './write.js';
 
 /** What a client asked for when it came. Plain data; holds no password. */
@@ -40,6 +42,8 @@ export interface Startup {
   /** Its passwords are empty. */
   readonly login: Login7;
   readonly dialect: Dialect;
+  /** It came with TDS 8.0. */
+  readonly strict: boolean;
 }
 
 /** Longest login message (MS-TDS 2.2.6.4: 128K - 1). */
@@ -77,7 +81,9 @@ export function* greet(context: GreetContext): Exchange<Greeting> {
 function* meet(context: GreetContext): Exchange<Greeting> {
   const asked = yield* clientMessage(PRELOGIN);
   const prelogin = readPrelogin(asked, 0, asked.length, 'client');
-  const { reply, scope } = negotiateEncryption(prelogin.encryption ?? ENCRYPT_NOT_SUP, ENCRYPT_NOT_SUP);
+  const strict = context.alreadyTls !== null;
+  const encrypted = prelogin.encryption ?? ENCRYPT_NOT_SUP;
+  const { reply, scope } = strict ? STRICT : negotiateEncryption(encrypted, ownEncryption(context, encrypted));
   const answer = writePrelogin([
     { token: PL_VERSION, data: versionData(VERSION) },
     { token: PL_ENCRYPTION, data: Uint8Array.of(reply) },
@@ -89,10 +95,14 @@ function* meet(context: GreetContext): Exchange<Greeting> {
   const send = packets(TABULAR_RESULT, answer, DEFAULT_PACKET_SIZE);
   if (scope === 'refused') {
     yield { want: 'nothing', send };
-    const message = 'the client wants TLS, which this listener does not offer';
+    const message =
+      context.tls === 'off'
+        ? 'the client wants TLS, which this listener does not offer'
+        : 'this listener accepts encrypted connections only, and the client has no TLS';
     return { kind: 'closed', error: { meaning: 'ordinary', code: '0', message, fatal: true } };
   }
-  const payload = yield* clientMessage(LOGIN7, send);
+  if (scope !== 'none') yield { want: 'tls', send, handshake: inPrelogin('client') };
+  const payload = yield* clientMessage(LOGIN7, scope === 'none' || strict ? send : undefined);
   const login = readLogin7(payload, 0, payload.length);
   const dialect = dialectOf(login.tdsVersion);
   if (dialect < TDS_7_1) refuse('the gateway speaks TDS 7.1 and newer', TDS_7_1);
@@ -101,19 +111,18 @@ function* meet(context: GreetContext): Exchange<Greeting> {
   if (login.features?.some(({ id }) => id === FEATURE_FEDAUTH))
     refuse('the gateway does not support federated authentication: log in with a name and a password', dialect);
   if (login.changePassword.length > 0) refuse('a password cannot be changed through the gateway', dialect);
-  if (context.tls === 'require') refuse('this listener of the gateway accepts encrypted connections only', dialect);
   const password = Buffer.from(revealPassword(login.password)).toString('utf16le');
   return {
     kind: 'session',
     identity: { user: login.userName, database: login.database, secret: { password } },
-    startup: startupOf(login, Math.min(dialect, TDS_7_4)),
+    startup: startupOf(login, Math.min(dialect, TDS_7_4), strict),
     passThrough: null,
-    tls: false,
+    tls: strict || scope !== 'none',
   };
 }
 
 /** What of a login is kept, and asked for again of each server. */
-function startupOf(login: Login7, dialect: Dialect): Startup {
+function startupOf(login: Login7, dialect: Dialect, strict: boolean): Startup {
   const none = new Uint8Array(0);
   // The gateway itself sees to what a client would recover its session for.
   const features = login.features?.filter(({ id }) => id !== FEATURE_SESSIONRECOVERY) ?? null;
@@ -122,6 +131,8 @@ function startupOf(login: Login7, dialect: Dialect): Startup {
   return {
     login: {
       ...fields,
+      // Servers are met with TDS 7.4, which is the same but for how it begins.
+      tdsVersion: strict ? VERSION_7_4 : login.tdsVersion,
       optionFlags1: login.optionFlags1 | USE_DB_ON | SET_LANG_ON,
       password: none,
       changePassword: none,
@@ -130,8 +141,18 @@ function startupOf(login: Login7, dialect: Dialect): Startup {
       features: features?.length ? features.map(({ id, data }) => ({ id, data: own(data) })) : null,
     },
     dialect,
+    strict,
   };
 }
+
+/** What this side wants: all of a connection encrypted, where both can; never LOGIN7 alone, whose reply then could be forged. */
+function ownEncryption({ tls }: GreetContext, asked: number): number {
+  if (tls === 'off') return ENCRYPT_NOT_SUP;
+  return tls === 'allow' && (asked & 0x03) === ENCRYPT_NOT_SUP ? ENCRYPT_NOT_SUP : ENCRYPT_ON;
+}
+
+/** In TDS 8.0 ENCRYPTION means nothing. */
+const STRICT = { reply: ENCRYPT_ON, scope: 'none' } as const;
 
 /** Reads a whole message of a client; `send` is sent before. */
 function* clientMessage(type: number, send?: Uint8Array): Exchange<Uint8Array> {

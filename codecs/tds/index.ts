@@ -3,6 +3,7 @@ import { askBatch } from './ask.js';
 import { gatewayError } from './errors.js';
 import { ENV_BEGIN } from './facts.js';
 import { greet } from './greet.js';
+import { ALPN } from './handshake.js';
 import { login } from './login.js';
 import { DEFAULT_PACKET_SIZE, packetLength } from './packet.js';
 import { activity, OWN, probe, terminate } from './probe.js';
@@ -26,7 +27,7 @@ const tds: Codec = {
     'integrated and federated authentication, MARS, distributed transactions: refused or named',
   ],
   accepted: new Uint8Array(0),
-  alpn: null,
+  alpn: ALPN,
 
   frameLength: (bytes, start, end) => packetLength(bytes, start, end),
   greet,

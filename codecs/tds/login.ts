@@ -20,6 +20,7 @@ import {
   type ServerMessage,
 } from './facts.js';
 import type { Startup } from './greet.js';
+import { inPrelogin } from './handshake.js';
 import {
   INIT_DB_FATAL,
   type Login7,
@@ -32,6 +33,7 @@ import {
 import { DEFAULT_PACKET_SIZE, LOGIN7, PRELOGIN, packets } from './packet.js';
 import {
   ENCRYPT_NOT_SUP,
+  ENCRYPT_ON,
   encryptionScope,
   PL_ENCRYPTION,
   PL_INSTOPT,
@@ -76,18 +78,22 @@ const OWN_NAME = 'outlive';
 export function* login(context: LoginContext): Exchange<LoginOutcome> {
   const startup = context.startup as Startup | null;
   const asked = startup?.dialect ?? TDS_7_4;
-  if (context.tls === 'require') return refused('TLS to servers is not supported for TDS yet', asked);
+  const wanted = context.tls === 'off' ? ENCRYPT_NOT_SUP : ENCRYPT_ON;
   const prelogin = writePrelogin([
     { token: PL_VERSION, data: versionData({ major: 16, minor: 0, build: 1000, subBuild: 0 }) },
-    { token: PL_ENCRYPTION, data: Uint8Array.of(ENCRYPT_NOT_SUP) },
+    { token: PL_ENCRYPTION, data: Uint8Array.of(wanted) },
     { token: PL_INSTOPT, data: Uint8Array.of(0) },
     { token: PL_THREADID, data: new Uint8Array(4) },
     { token: PL_MARS, data: Uint8Array.of(0) },
   ]);
   const { payload } = yield* readMessageOf(packets(PRELOGIN, prelogin, DEFAULT_PACKET_SIZE));
   const { encryption } = readPrelogin(payload, 0, payload.length, 'server');
-  if (encryptionScope(ENCRYPT_NOT_SUP, encryption ?? ENCRYPT_NOT_SUP) !== 'none')
+  const scope = encryptionScope(wanted, encryption ?? ENCRYPT_NOT_SUP);
+  if (scope === 'refused' && context.tls === 'off')
     return refused('the server demands TLS, which is off for it', asked);
+  if (scope === 'refused')
+    return refused('the server has no TLS: set tls: off for it, or give it a certificate', asked);
+  if (scope === 'all') yield { want: 'tls', handshake: inPrelogin('server') };
   const message = writeLogin7(login7(context, startup));
   const answer = yield* readMessageOf(packets(LOGIN7, message, DEFAULT_PACKET_SIZE));
   return readAnswer(answer.payload, answer.spid, asked);

@@ -70,8 +70,8 @@ import { hasHeaders, readAllHeaders, rewriteDescriptor } from './request.js';
 import { type Prepared, type TdsRequest, understand, type View } from './requests.js';
 import { integerParameter, SP_PREPARE, textParameter, writeRpc } from './rpc.js';
 import { changeOf, type FrozenState, SessionState } from './state.js';
-import { DONE, DONEPROC, ENVCHANGE, ERROR, INFO, RETURNVALUE } from './tokens.js';
-import type { Dialect } from './version.js';
+import { DONE, DONEPROC, ENVCHANGE, ERROR, INFO, LOGINACK, RETURNVALUE, TokenReader } from './tokens.js';
+import { type Dialect, VERSION_8_0 } from './version.js';
 import { attentionDone, done, endChange, error, info, mappedChange } from './write.js';
 
 const EMPTY = new Uint8Array(0);
@@ -542,7 +542,9 @@ export class TdsSession implements SessionCodec {
     const facts = login.facts as LoginFacts;
     this.attach(facts);
     this.toClient = new ToClient(facts.packetSize, facts.spid);
-    return packets(TABULAR_RESULT, facts.tokens, FIRST_SIZE, 0, facts.spid);
+    const { tokens } = facts;
+    const told = this.startup.strict ? asStrict(tokens, facts.dialect) : tokens;
+    return packets(TABULAR_RESULT, told, FIRST_SIZE, 0, facts.spid);
   }
 
   announce(): Uint8Array {
@@ -678,4 +680,18 @@ export interface FrozenSession {
   readonly owed: boolean;
   readonly acknowledged: boolean;
   readonly stale: boolean;
+}
+
+/** The answer to a login with TDS 7.4 as the answer to one with 8.0. */
+function asStrict(tokens: Uint8Array, dialect: Dialect): Uint8Array {
+  const own = Uint8Array.from(tokens);
+  const reader = new TokenReader(dialect);
+  reader.push(tokens, 0, tokens.length, {
+    rows: () => {},
+    // The version stands behind type, length and interface, its bytes in the order of reading.
+    token: (type) => {
+      if (type === LOGINACK) Buffer.from(own.buffer).writeUInt32BE(VERSION_8_0, reader.position + 4);
+    },
+  });
+  return own;
 }

@@ -143,13 +143,21 @@ export type Want =
   /** Nothing back: only send. */
   | { readonly want: 'nothing'; readonly send: Uint8Array }
   /** Switch the connection to TLS now (server side on a frontend, client side on a backend). Reply: {@link TlsFacts}. */
-  | { readonly want: 'tls'; readonly send?: Uint8Array; readonly alpn?: string }
+  | { readonly want: 'tls'; readonly send?: Uint8Array; readonly alpn?: string; readonly handshake?: HandshakeWrap }
   /** `count` random bytes. */
   | { readonly want: 'random'; readonly count: number }
   /** PBKDF2-HMAC-SHA-256, 32 bytes. Slow: runs off the event loop. */
   | { readonly want: 'pbkdf2'; readonly password: Uint8Array; readonly salt: Uint8Array; readonly iterations: number }
   /** What the credentials plugin knows of this user; null when unknown. */
   | { readonly want: 'credentials'; readonly user: string; readonly database: string };
+
+/** How the records of a TLS handshake travel, where they do not travel as they are. TLS up to version 1.2 is spoken then. */
+export interface HandshakeWrap {
+  /** What travels for these records, which are one flight. */
+  wrap(records: Uint8Array): Uint8Array;
+  /** The records in what came; what is wrapped no more comes out as it is. Throws {@link ProtocolViolation}. */
+  unwrap(bytes: Uint8Array): Uint8Array;
+}
 
 export interface TlsFacts {
   /** Hash of the server's certificate for channel binding `tls-server-end-point` (RFC 5929), or null. */

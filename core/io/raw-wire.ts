@@ -319,10 +319,17 @@ export class RawWire implements Wire {
     // What TLS carries cannot be gone on with by anybody else, so its end need not be held back.
     this.beforeClose?.(this.#handle.fd);
     this.beforeClose = null;
-    const socket = new net.Socket({
+    // TLS reads from the handle itself, unless its handshake is wrapped: then the handle, which reads into memory that it was given, has to
+    // be given some whose owner tells what came.
+    const onread: net.OnReadOpts = {
+      buffer: new Uint8Array(READ_SIZE),
+      callback: (length, memory) => socket.emit('data', Uint8Array.from(memory.subarray(0, length))),
+    };
+    const socket: net.Socket = new net.Socket({
       handle: this.#handle,
       pauseOnCreate: true,
       allowHalfOpen: true,
+      ...(options.wrap === undefined ? {} : { onread }),
     } as net.SocketConstructorOpts);
     if (unread !== null) socket.unshift(unread);
     const over = new StreamWire(socket, { highWater: this.#highWater, lowWater: this.#lowWater });

@@ -144,7 +144,12 @@ async function answer(wire: Wire, want: OutsideWant, options: RunOptions): Promi
       if (options.tls === undefined) {
         throw new CodedError('OUTLIVE_TLS_CONFIG', 'config', 'TLS was asked for, and none is configured here');
       }
-      return await wire.startTls({ ...options.tls, alpn: want.alpn ?? options.tls.alpn, peer: options.peer });
+      return await wire.startTls({
+        ...options.tls,
+        alpn: want.alpn ?? options.tls.alpn,
+        wrap: want.handshake,
+        peer: options.peer,
+      });
   }
 }
 

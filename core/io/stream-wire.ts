@@ -51,16 +51,16 @@ export class StreamWire implements Wire {
     return this.#socket.writableLength;
   }
   get remoteAddress(): string {
-    return this.#socket.remoteAddress ?? '';
+    return this.#plain.remoteAddress ?? '';
   }
   get remotePort(): number {
-    return this.#socket.remotePort ?? 0;
+    return this.#plain.remotePort ?? 0;
   }
   get localAddress(): string {
-    return this.#socket.localAddress ?? '';
+    return this.#plain.localAddress ?? '';
   }
   get localPort(): number {
-    return this.#socket.localPort ?? 0;
+    return this.#plain.localPort ?? 0;
   }
   get bytesRead(): number {
     return this.#bytesRead;

@@ -1,11 +1,14 @@
-import { createHash, X509Certificate } from 'node:crypto';
+import { constants, createHash, X509Certificate } from 'node:crypto';
 import * as net from 'node:net';
 import * as tls from 'node:tls';
-import { CodedError, type TlsFacts } from '../contract/index.js';
+import { CodedError, type HandshakeWrap, type TlsFacts } from '../contract/index.js';
+import { WrappedHandshake } from './wrapped-handshake.js';
 
 /** What the gateway shows to clients, made once from PEM. */
 export interface ServerTls {
   readonly context: tls.SecureContext;
+  /** For handshakes that travel wrapped: with TLS 1.3 both sides would have to agree about what of it still does. */
+  readonly wrapped: tls.SecureContext;
   /** `tls-server-end-point` of the gateway's own certificate, or null where RFC 5929 defines none. */
   readonly endPoint: Uint8Array | null;
   /** Certificates of clients are asked for and checked against the configured CA. */
@@ -21,6 +24,8 @@ export type TlsMode = 'prefer' | 'require' | 'verify-ca' | 'verify-full';
 /** How the gateway speaks TLS to servers, made once from PEM. */
 export interface ClientTls {
   readonly context: tls.SecureContext;
+  /** As in {@link ServerTls}. */
+  readonly wrapped: tls.SecureContext;
   readonly mode: TlsMode;
 }
 
@@ -34,6 +39,8 @@ export type StartTls =
       readonly direct?: boolean;
       /** Whose fault a breach of the protocol is. */
       readonly peer?: 'client' | 'server';
+      /** How the handshake travels, where not as it is. */
+      readonly wrap?: HandshakeWrap;
     }
   | {
       readonly side: 'client';
@@ -43,6 +50,8 @@ export type StartTls =
       readonly alpn?: string;
       readonly direct?: boolean;
       readonly peer?: 'client' | 'server';
+      /** How the handshake travels, where not as it is. */
+      readonly wrap?: HandshakeWrap;
     };
 
 /** PEM texts of a listener. */
@@ -64,16 +73,23 @@ export interface ClientTlsFiles {
   readonly passphrase?: string;
 }
 
+/** A session ticket would come when one side takes the handshake for done. */
+const WRAPPED: tls.SecureContextOptions = { maxVersion: 'TLSv1.2', secureOptions: constants.SSL_OP_NO_TICKET };
+
 /** Makes what a listener needs for TLS. Throws OUTLIVE_TLS_CONFIG when the PEM texts do not fit. */
 export function serverTls(files: ServerTlsFiles): ServerTls {
-  return configured(() => ({
-    context: tls.createSecureContext({
+  const context = (more: tls.SecureContextOptions) =>
+    tls.createSecureContext({
       cert: files.cert,
       key: files.key,
       passphrase: files.passphrase,
       ca: files.clientCa,
       minVersion: 'TLSv1.2',
-    }),
+      ...more,
+    });
+  return configured(() => ({
+    context: context({}),
+    wrapped: context(WRAPPED),
     endPoint: endPointHash(new X509Certificate(files.cert).raw),
     requestCert: files.clientCa !== undefined,
   }));
@@ -81,14 +97,18 @@ export function serverTls(files: ServerTlsFiles): ServerTls {
 
 /** Makes what connections to servers need for TLS. Throws OUTLIVE_TLS_CONFIG when the PEM texts do not fit. */
 export function clientTls(files: ClientTlsFiles): ClientTls {
-  return configured(() => ({
-    context: tls.createSecureContext({
+  const context = (more: tls.SecureContextOptions) =>
+    tls.createSecureContext({
       ca: files.ca,
       cert: files.cert,
       key: files.key,
       passphrase: files.passphrase,
       minVersion: 'TLSv1.2',
-    }),
+      ...more,
+    });
+  return configured(() => ({
+    context: context({}),
+    wrapped: context(WRAPPED),
     mode: files.mode,
   }));
 }
@@ -115,13 +135,16 @@ export async function handshake(
   adopt: (socket: tls.TLSSocket) => void,
 ): Promise<TlsFacts> {
   const alpn = options.alpn === undefined ? undefined : [options.alpn];
+  const wrapped = options.wrap === undefined ? null : new WrappedHandshake(plain, options.wrap);
+  const beneath = (wrapped ?? plain) as net.Socket;
+  const context = wrapped === null ? options.tls.context : options.tls.wrapped;
   let socket: tls.TLSSocket;
   let ready: 'secure' | 'secureConnect';
   if (options.side === 'server') {
     ready = 'secure';
-    socket = new tls.TLSSocket(plain, {
+    socket = new tls.TLSSocket(beneath, {
       isServer: true,
-      secureContext: options.tls.context,
+      secureContext: context,
       requestCert: options.tls.requestCert,
       rejectUnauthorized: options.tls.requestCert,
       ALPNProtocols: alpn,
@@ -130,10 +153,10 @@ export async function handshake(
     ready = 'secureConnect';
     const { mode } = options.tls;
     socket = tls.connect({
-      socket: plain,
+      socket: beneath,
       host: options.host,
       servername: net.isIP(options.host) === 0 ? options.host : undefined,
-      secureContext: options.tls.context,
+      secureContext: context,
       rejectUnauthorized: mode === 'verify-ca' || mode === 'verify-full',
       checkServerIdentity: mode === 'verify-full' ? tls.checkServerIdentity : () => undefined,
       ALPNProtocols: alpn,
@@ -161,6 +184,7 @@ export async function handshake(
     socket.once('error', failed);
     socket.once('close', gone);
   });
+  wrapped?.established();
   const name = socket.alpnProtocol;
   return { endPoint: serverEndPoint(socket, options), alpn: typeof name === 'string' && name !== '' ? name : null };
 }

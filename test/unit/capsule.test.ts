@@ -830,6 +830,16 @@ const ARRANGED: Readonly<Record<string, (what: string) => Rig>> = {
     rig.say(Q('select 1'));
     return rig;
   },
+  'AND CHAIN, and its answer is lost': (what) => {
+    const rig = new Rig(what);
+    rig.say(Q('begin'));
+    rig.say(Q('insert a'));
+    rig.tell('frontend', Q('commit and chain'));
+    rig.lose();
+    rig.settle();
+    rig.say(Q('select 1'));
+    return rig;
+  },
   'too much for the journal': (what) => {
     const rig = new Rig(what, { journal: 100 });
     rig.say(Q('begin'));

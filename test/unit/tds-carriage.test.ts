@@ -42,7 +42,7 @@ const nvarcharMax = (text: string) => {
   const head = Buffer.alloc(12);
   head.writeBigUInt64LE(BigInt(bytes.length));
   head.writeUInt32LE(bytes.length, 8);
-  return Buffer.concat([head, bytes, Buffer.alloc(4)]);
+  return bytes.length === 0 ? head : Buffer.concat([head, bytes, Buffer.alloc(4)]);
 };
 // One column, nvarchar(max), without a name.
 const COLUMNS = Buffer.from([COLMETADATA, 1, 0, 0, 0, 0, 0, 0, 0, 0xe7, 0xff, 0xff, 9, 4, 0xd0, 0, 0x34, 0]);
