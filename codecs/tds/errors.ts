@@ -2,7 +2,8 @@
 
 import type { ErrorMeaning, GatewayError, ServerError } from '../../core/contract/index.js';
 import type { ServerMessage } from './facts.js';
-import type { MessageParts } from './write.js';
+import type { Dialect } from './version.js';
+import { errorAnswer, type MessageParts } from './write.js';
 
 /** From this class on the server ends the connection. */
 const FATAL_CLASS = 20;
@@ -47,6 +48,9 @@ export function refusalOf({ number, message }: ServerMessage): { error: ServerEr
   return { error: { meaning, code: String(number), message, fatal: true }, transient: going || PASSING.has(number) };
 }
 
+/** "Login failed." */
+export const LOGIN_REFUSED = 18_456;
+
 /** Number and class of each kind of the gateway's own errors; those from 50000 on are for applications to define. */
 const NUMBERS: Readonly<Record<GatewayError['kind'], readonly [number: number, level: number]>> = {
   // What ordinary retry loops wait for: the transaction is gone and is to be run again.
@@ -57,7 +61,7 @@ const NUMBERS: Readonly<Record<GatewayError['kind'], readonly [number: number, l
   unavailable: [40_613, 17],
   'too-large': [50_054, 16],
   protocol: [50_008, 16],
-  refused: [18_456, 14],
+  refused: [LOGIN_REFUSED, 14],
   cancelled: [50_057, 16],
   'too-many': [17_809, 16],
   internal: [50_099, 16],
@@ -69,3 +73,7 @@ export function gatewayError({ kind, message, hint, code }: GatewayError, fatal 
   const text = hint === undefined ? message : `${message}. ${hint}`;
   return { number, class: fatal ? FATAL_CLASS : level, message: `${text} [${code}]`, server: 'outlive' };
 }
+
+/** The gateway's own refusal of a login, as the tokens of an answer. */
+export const loginRefusal = (message: string, dialect: Dialect): Uint8Array =>
+  errorAnswer({ number: LOGIN_REFUSED, class: 14, message, server: 'outlive' }, dialect);

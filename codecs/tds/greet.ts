@@ -7,7 +7,7 @@ import {
   ProtocolViolation,
   type ServerError,
 } from '../../core/contract/index.js';
-import { gatewayError } from './errors.js';
+import { LOGIN_REFUSED, loginRefusal } from './errors.js';
 import { FEATURE_FEDAUTH, FEATURE_SESSIONRECOVERY } from './facts.js';
 import { inPrelogin } from './handshake.js';
 import { INTEGRATED_SECURITY, type Login7, readLogin7, revealPassword, SET_LANG_ON, USE_DB_ON } from './login7.js';
@@ -35,7 +35,7 @@ import {
   writePrelogin,
 } from './prelogin.js';
 import { type Dialect, dialectOf, TDS_7_1, TDS_7_4, VERSION_7_4 } from './version.js';
-import { errorAnswer, serverMessage } from './write.js';
+import { serverMessage } from './write.js';
 
 /** What a client asked for when it came. Plain data; holds no password. */
 export interface Startup {
@@ -62,7 +62,7 @@ class Refusal extends Error {
 }
 
 function refuse(message: string, dialect: Dialect): never {
-  throw new Refusal({ meaning: 'ordinary', code: '18456', message, fatal: true }, dialect);
+  throw new Refusal({ meaning: 'ordinary', code: String(LOGIN_REFUSED), message, fatal: true }, dialect);
 }
 
 /** @returns a session with the name and password of LOGIN7, which its server is to check */
@@ -71,9 +71,8 @@ export function* greet(context: GreetContext): Exchange<Greeting> {
     return yield* meet(context);
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
-    const { code, message } = error.error;
-    const parts = { ...gatewayError({ code: '', kind: 'refused', message }), message, number: Number(code) };
-    yield { want: 'nothing', send: serverMessage(errorAnswer(parts, error.dialect), DEFAULT_PACKET_SIZE) };
+    const send = serverMessage(loginRefusal(error.error.message, error.dialect), DEFAULT_PACKET_SIZE);
+    yield { want: 'nothing', send };
     return { kind: 'closed', error: error.error };
   }
 }

@@ -3,7 +3,7 @@
 import { type Exchange, type LoginContext, type LoginOutcome, ProtocolViolation } from '../../core/contract/index.js';
 import { readMessageOf } from './ask.js';
 import { unicode } from './bytes.js';
-import { gatewayError, refusalOf } from './errors.js';
+import { LOGIN_REFUSED, loginRefusal, refusalOf } from './errors.js';
 import {
   ENV_ENHANCED_ROUTING,
   ENV_PACKETSIZE,
@@ -55,7 +55,7 @@ import {
   TokenReader,
 } from './tokens.js';
 import { type Dialect, dialectOf, TDS_7_4, VERSION_7_4 } from './version.js';
-import { errorAnswer, serverMessage } from './write.js';
+import { serverMessage } from './write.js';
 
 /** What a server told at login. Plain data: the `facts` of a login. */
 export interface LoginFacts {
@@ -194,8 +194,7 @@ function readAnswer(payload: Uint8Array, spid: number, asked: Dialect): LoginOut
 
 /** A refusal of the gateway's own. */
 function refused(message: string, dialect: Dialect): LoginOutcome {
-  const parts = gatewayError({ code: 'OUTLIVE_LOGIN', kind: 'refused', message });
-  const bytes = serverMessage(errorAnswer({ ...parts, message }, dialect), DEFAULT_PACKET_SIZE);
-  const error = { meaning: 'ordinary', code: String(parts.number), message, fatal: true } as const;
+  const bytes = serverMessage(loginRefusal(message, dialect), DEFAULT_PACKET_SIZE);
+  const error = { meaning: 'ordinary', code: String(LOGIN_REFUSED), message, fatal: true } as const;
   return { ok: false, transient: false, error, bytes };
 }
