@@ -184,6 +184,7 @@ export async function handshake(
     socket.once('error', failed);
     socket.once('close', gone);
   });
+  // Behind the event the engine still writes the last words of the handshake, before anything that waits for this promise runs.
   wrapped?.established();
   const name = socket.alpnProtocol;
   return { endPoint: serverEndPoint(socket, options), alpn: typeof name === 'string' && name !== '' ? name : null };

@@ -2,11 +2,6 @@ import type * as net from 'node:net';
 import { Duplex } from 'node:stream';
 import type { HandshakeWrap } from '../contract/index.js';
 
-// Types of TLS records that a handshake up to version 1.2 is made of (RFC 5246 section 6.2.1).
-const CHANGE_CIPHER = 0x14;
-const ALERT = 0x15;
-const HANDSHAKE = 0x16;
-
 /**
  * A socket under TLS whose handshake travels wrapped into something, and all else as it is. What is written in one turn of the event loop
  * is one flight.
@@ -59,9 +54,8 @@ export class WrappedHandshake extends Duplex {
   }
 
   override _write(chunk: Uint8Array, _: BufferEncoding, done: (error?: Error | null) => void): void {
-    const [type] = chunk;
-    if (this.#over || (type !== HANDSHAKE && type !== CHANGE_CIPHER && type !== ALERT)) {
-      this.#flush();
+    // By its first byte it could not be told: the TLS engine writes pieces that begin anywhere in a record.
+    if (this.#over) {
       this.#socket.write(chunk, () => done());
       return;
     }

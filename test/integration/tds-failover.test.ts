@@ -269,6 +269,35 @@ describe.each([
     expect(await ids(await stage.direct())).toEqual([1]);
   });
 
+  it('loads in bulk before a move, in an open transaction across it, and amid it', async () => {
+    const client = await connect();
+    const load = (from: number, midway?: () => Promise<void>) =>
+      new Promise<number>((done, fail) => {
+        const bulk = client.connection.newBulkLoad('kept', (error, count) => (error ? fail(error) : done(count ?? 0)));
+        bulk.addColumn('id', TYPES.Int, { nullable: false });
+        bulk.addColumn('name', TYPES.NVarChar, { length: 20, nullable: true });
+        async function* rows() {
+          for (let i = 0; i < 500; i++) {
+            if (i === 250) await midway?.();
+            yield [from + i, `row ${i}`];
+          }
+        }
+        client.connection.execBulkLoad(bulk, rows() as never);
+      });
+    const count = async () => (await client.sql('SELECT COUNT(*) AS n FROM kept')).rows[0].n;
+    expect(await load(1000)).toBe(500);
+    await client.begin();
+    await load(2000);
+    await stage.kill();
+    expect(await count()).toBe(1000);
+    await client.commit();
+    await stage.pair.rebuild();
+    // Announced on the one, loaded on the other.
+    expect(await load(3000, () => stage.kill())).toBe(500);
+    expect(await count()).toBe(1500);
+    expect(client.lost).toEqual([]);
+  });
+
   it('forgets the state of a session that is reset', async () => {
     const client = await connect();
     await client.batch('SET LOCK_TIMEOUT 77; CREATE TABLE #made (id int)');

@@ -25,7 +25,10 @@ export interface TdsStage {
 }
 
 /** Gives the file a stage; it is whole again after each test. */
-export function useTdsStage(options: Partial<TdsOptions> = {}, overrides: GatewayOverrides = {}): TdsStage {
+export function useTdsStage(
+  options: Partial<TdsOptions> = {},
+  overrides: GatewayOverrides & { readonly serverTls?: 'off' | 'prefer' | 'require' } = {},
+): TdsStage {
   const holder = usePair();
   const servers = new Map<string, TdsServer>();
   const clients: TdsClient[] = [];
@@ -40,9 +43,9 @@ export function useTdsStage(options: Partial<TdsOptions> = {}, overrides: Gatewa
     }
     const password = join(tempDir(), 'monitor');
     writeFileSync(password, 'Outlive.1', { mode: 0o600 });
-    const { listener, cluster, ...rest } = overrides;
+    const { listener, cluster, serverTls = 'off', ...rest } = overrides;
     gateway = await launchGateway(
-      [...servers].map(([name, { port }]) => ({ name, port })),
+      [...servers].map(([name, { port }]) => ({ name, port, tls: serverTls })),
       {
         listener: { codec: 'tds', ...listener },
         cluster: {

@@ -117,8 +117,6 @@ export function readLogin(payload: Buffer): Login {
   };
 }
 
-const HANDSHAKE = 0x16;
-const CHANGE_CIPHER = 0x14;
 const PRELOGIN = 0x12;
 
 /**
@@ -128,6 +126,7 @@ const PRELOGIN = 0x12;
 class TlsWire extends Duplex {
   #rest: Buffer = Buffer.alloc(0);
   #flight: Buffer[] = [];
+  #established = false;
 
   constructor(
     private readonly socket: Socket,
@@ -156,6 +155,12 @@ class TlsWire extends Duplex {
     }
   }
 
+  /** The handshake is done: nothing rides in packets any more. */
+  established(): void {
+    this.#flush();
+    this.#established = true;
+  }
+
   override _read(): void {}
 
   override _write(chunk: Buffer, _: BufferEncoding, done: (error?: Error | null) => void): void {
@@ -163,8 +168,8 @@ class TlsWire extends Duplex {
       done();
       return;
     }
-    if (this.strict || (chunk[0] !== HANDSHAKE && chunk[0] !== CHANGE_CIPHER)) {
-      this.#flush();
+    // What is written at once need not begin with a record: its first byte says nothing.
+    if (this.strict || this.#established) {
       this.socket.write(chunk, () => done());
       return;
     }
@@ -216,6 +221,8 @@ export function startTls(socket: Socket, { cert, key }: { cert: string; key: str
     secureContext,
     ...(strict ? { ALPNProtocols: ['tds/8.0'] } : {}),
   });
+  // The last words of the handshake are written right after the event.
+  stream.once('secure', () => setImmediate(() => wire.established()));
   return { stream, feed: (chunk) => wire.feed(chunk) };
 }
 
