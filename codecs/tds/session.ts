@@ -136,6 +136,8 @@ export class TdsSession implements SessionCodec {
   private readonly handles = new Map<number, Handle>();
   /** How to undo what the open unit did to `handles`. */
   private undo: [handle: number, before: Handle | undefined][] = [];
+  /** Handles of the open unit as the client knows them, while it is being repeated. */
+  private believed: { readonly handles: readonly [number, Handle][]; readonly changes: number } | null = null;
   private state = new SessionState();
 
   constructor(private readonly context: SessionContext) {
@@ -450,6 +452,7 @@ export class TdsSession implements SessionCodec {
 
   private unitEnd(): void {
     this.undo.length = 0;
+    this.believed = null;
     this.state.unitEnd();
   }
 
@@ -460,6 +463,10 @@ export class TdsSession implements SessionCodec {
   guardEnded(): void {}
 
   rewind(): void {
+    // A replay that was cut short has seen less than the client.
+    if (this.undo.length >= (this.believed?.changes ?? 0)) {
+      this.believed = { handles: [...this.handles], changes: this.undo.length };
+    }
     for (let i = this.undo.length - 1; i >= 0; i--) {
       const [handle, before] = this.undo[i];
       if (before === undefined) this.handles.delete(handle);
@@ -478,6 +485,14 @@ export class TdsSession implements SessionCodec {
   }
 
   abandon(): void {
+    // No rollback takes a handle away. On this server there is none behind it yet: the next one gets it again.
+    if (this.believed !== null && this.undo.length < this.believed.changes) {
+      for (const [handle, { prepared }] of this.believed.handles) {
+        if (!this.handles.has(handle)) this.handles.set(handle, { server: 0, prepared });
+      }
+    }
+    this.believed = null;
+    this.undo.length = 0;
     this.state.abandon();
   }
 
@@ -575,10 +590,9 @@ export class TdsSession implements SessionCodec {
       const tokens = [error(gatewayError(cause, true), this.dialect), done({ status: DONE_ERROR }, this.dialect)];
       return Buffer.concat([tokenFrames(...tokens), END_FRAME]);
     },
-    committed: (_request: Request, released: number): Uint8Array =>
-      this.answered(this.over(ENV_COMMIT), CUR_COMMIT, released),
+    committed: (_request: Request, released: number): Uint8Array => this.answered(ENV_COMMIT, CUR_COMMIT, released),
     rolledBack: (_request: Request, released: number): Uint8Array =>
-      this.answered(this.over(ENV_ROLLBACK), CUR_ROLLBACK, released),
+      this.answered(ENV_ROLLBACK, CUR_ROLLBACK, released),
     interrupted: (): Uint8Array => Buffer.concat([tokenFrames(attentionDone(this.dialect)), END_FRAME]),
     ready: (): Uint8Array => END_FRAME,
     keepalive: (message: string): Uint8Array | null =>
@@ -589,8 +603,12 @@ export class TdsSession implements SessionCodec {
     goodbye: (): Uint8Array => EMPTY,
   };
 
-  private answered(change: readonly Uint8Array[], curCmd: number, released: number): Uint8Array {
-    const tokens = [...change, done({ curCmd }, this.dialect)].slice(released);
+  /** The answer to what ends a transaction, but for the tokens of it that were released. */
+  private answered(type: typeof ENV_COMMIT | typeof ENV_ROLLBACK, curCmd: number, released: number): Uint8Array {
+    const change = this.over(type);
+    // One of them may be the change, which the client does not need to be told again then.
+    const told = this.ended && change.length === 0 ? 1 : 0;
+    const tokens = [...change, done({ curCmd }, this.dialect)].slice(Math.max(0, released - told));
     return Buffer.concat([tokenFrames(...tokens), END_FRAME]);
   }
 
@@ -634,6 +652,7 @@ export class TdsSession implements SessionCodec {
       savepoints: this.savepoints,
       handles: this.handles,
       undo: this.undo,
+      believed: this.believed,
       state: this.state.freeze(),
       amid: this.amid,
       owed: this.owed,
@@ -675,6 +694,7 @@ export interface FrozenSession {
   readonly savepoints: Set<string>;
   readonly handles: Map<number, Handle>;
   readonly undo: [handle: number, before: Handle | undefined][];
+  readonly believed: { readonly handles: readonly [number, Handle][]; readonly changes: number } | null;
   readonly state: FrozenState;
   readonly amid: boolean;
   readonly owed: boolean;

@@ -6,7 +6,11 @@ const HOW = 'SELECT encrypt_option AS e FROM sys.dm_exec_connections WHERE sessi
 
 /** A client that encrypts as it is told; gives whether its server's connection is encrypted, and goes on across a failover. */
 async function works(stage: TdsStage, encrypt: boolean | 'strict'): Promise<unknown> {
-  const client = await stage.connect({ encrypt: encrypt as boolean, serverName: 'localhost' });
+  const client = await stage.connect({
+    encrypt: encrypt as boolean,
+    serverName: 'localhost',
+    cryptoCredentialsDetails: { ca: stage.gateway.cert },
+  });
   const [{ e }] = (await client.batch(HOW)).rows;
   const long = "SELECT REPLICATE('x', 30000) AS x, REPLICATE('y', 30000) AS y";
   const before = (await client.batch(long)).rows;

@@ -886,6 +886,7 @@ export class Session {
     const time = await this.value(value, { name: 'varchar', length: 30 }, frame);
     const match = /^(\d+):(\d+)(?::(\d+(?:\.\d+)?))?$/.exec(time ?? '');
     if (what !== 'DELAY' || match === null) throw syntaxError(what, value[0]?.line ?? 1);
+    if (this.#cancelled) throw new Cancelled();
     const ms = ((Number(match[1]) * 60 + Number(match[2])) * 60 + Number(match[3] ?? '0')) * 1000;
     await new Promise<void>((done) => {
       const timer = setTimeout(done, ms);

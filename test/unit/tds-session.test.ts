@@ -1,0 +1,261 @@
+import { describe, expect, it } from 'vitest';
+import { ATTENTION, packets, RESETCONNECTION, RPC, SQL_BATCH, TRANSACTION_MANAGER } from '../../codecs/tds/packet.js';
+import {
+  TM_BEGIN_XACT,
+  TM_COMMIT_XACT,
+  TM_ROLLBACK_XACT,
+  writeSqlBatch,
+  writeTransactionRequest,
+} from '../../codecs/tds/request.js';
+import { integerParameter, SP_EXECUTE, SP_PREPARE, textParameter, writeRpc } from '../../codecs/tds/rpc.js';
+import { BYTES, CLIENT_SIZE, type Cut, TdsEngine, WHOLE } from '../kit/tds-engine.js';
+
+/** What a client knows of its transaction and its handles, as drivers do. */
+class Client {
+  descriptor = 0n;
+  handle = 0;
+
+  constructor(readonly engine: TdsEngine) {}
+
+  /** Sends a message and reads its answer. */
+  say(type: number, payload: Uint8Array, cut: Cut = WHOLE, status = 0): Buffer[] {
+    const before = this.engine.messages().length;
+    this.engine.say(packets(type, payload, CLIENT_SIZE, status), cut);
+    const heard = this.engine.messages().slice(before);
+    for (const message of heard) this.read(message);
+    return heard;
+  }
+
+  private read(message: Buffer): void {
+    // ENVCHANGE 8 to 10 and the only kind of RETURNVALUE, wherever they stand: nothing else here looks like them.
+    const begun = message.indexOf(Buffer.from([0xe3, 11, 0, 8, 8]));
+    if (begun >= 0) this.descriptor = message.readBigUInt64LE(begun + 5);
+    if (message.includes(Buffer.from([0xe3, 11, 0, 9, 0, 8])) || message.includes(Buffer.from([0xe3, 11, 0, 10, 0, 8])))
+      this.descriptor = 0n;
+    const value = message.indexOf(Buffer.from([0xac, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0x26, 4, 4]));
+    if (value >= 0) this.handle = message.readInt32LE(value + 14);
+  }
+
+  /** A step of a script. */
+  step(text: string, cut?: Cut): Buffer[] {
+    switch (text) {
+      case 'tm begin':
+        return this.say(
+          TRANSACTION_MANAGER,
+          writeTransactionRequest(this.descriptor, { type: TM_BEGIN_XACT, isolation: 0 }),
+          cut,
+        );
+      case 'tm commit':
+      case 'tm rollback': {
+        const type = text === 'tm commit' ? TM_COMMIT_XACT : TM_ROLLBACK_XACT;
+        return this.say(TRANSACTION_MANAGER, writeTransactionRequest(this.descriptor, { type }), cut);
+      }
+      case 'prepare': {
+        const parameters = [integerParameter(null, '', 1), textParameter(null), textParameter('select 2')];
+        return this.say(RPC, writeRpc(this.descriptor, [{ procedure: SP_PREPARE, parameters }]), cut);
+      }
+      case 'execute': {
+        const parameters = [integerParameter(this.handle)];
+        return this.say(RPC, writeRpc(this.descriptor, [{ procedure: SP_EXECUTE, parameters }]), cut);
+      }
+      default:
+        return this.say(SQL_BATCH, writeSqlBatch(this.descriptor, text), cut);
+    }
+  }
+}
+
+const SCRIPTS: Readonly<Record<string, readonly string[]>> = {
+  reads: ['select 3', 'print', 'select fail', 'select 0', 'select long', 'select 1'],
+  'a transaction': [
+    'tm begin',
+    'insert a',
+    'select 2',
+    'select fail',
+    'print',
+    'insert b',
+    'select 1',
+    'tm rollback',
+    'select 1',
+  ],
+  'a transaction in text': [
+    'begin tran',
+    'insert a',
+    'begin tran',
+    'select 2',
+    'commit',
+    'select 1',
+    'rollback',
+    'select 1',
+  ],
+  'a long answer in a transaction': ['tm begin', 'insert a', 'select long', 'select 1', 'tm rollback'],
+  'prepared statements': ['prepare', 'execute', 'tm begin', 'execute', 'prepare', 'execute', 'tm rollback', 'execute'],
+  settings: ['SET LOCK_TIMEOUT 5', 'USE other', 'select 1', 'tm begin', 'SET TEXTSIZE 7', 'tm rollback', 'select 2'],
+};
+
+/**
+ * What the client hears, but for what each server says in its own way: INFO, which is not compared, and descriptors and handles, which are
+ * those of the server that gave them out first.
+ */
+const words = (engine: TdsEngine): string[] =>
+  engine.messages().map((message) =>
+    message
+      .toString('hex')
+      .replaceAll(/73006500720076006500720020003.00/g, 'server')
+      .replaceAll(/(?<=e30b00(0808|090008|0a0008)).{16}/g, 'descriptor')
+      .replaceAll(/(?<=ac00000001000000000000260404).{8}/g, 'handle'),
+  );
+
+function run(script: readonly string[], engine: TdsEngine, cut?: Cut): string[] {
+  const client = new Client(engine);
+  for (const text of script) client.step(text, cut);
+  return words(engine);
+}
+
+describe.each([true, false])('with a server that tells of transactions in text: %s', (announces) => {
+  describe.each(Object.entries(SCRIPTS))('%s', (_, script) => {
+    const wanted = run(script, new TdsEngine({ announces }));
+
+    it('come out the same in whatever pieces they come and go', () => {
+      expect(wanted.length).toBe(script.length);
+      for (const cut of [WHOLE, BYTES, (left: number) => Math.min(left, 37)]) {
+        for (const say of [WHOLE, BYTES]) expect(run(script, new TdsEngine({ announces, cut }), say)).toEqual(wanted);
+      }
+    });
+
+    it('come out the same between connections with other packet sizes', () => {
+      for (const sizes of [[512], [8000], [777, 32_767]]) {
+        expect(run(script, new TdsEngine({ announces, sizes }))).toEqual(wanted);
+      }
+    });
+
+    it('go on behind every byte of a server', () => {
+      const whole = new TdsEngine({ announces });
+      run(script, whole);
+      const step = whole.delivered > 10_000 ? 311 : 1;
+      for (let at = 0; at < whole.delivered; at += step) {
+        const engine = new TdsEngine({ announces, sizes: [CLIENT_SIZE, 1000] });
+        engine.loseAt = at;
+        expect(run(script, engine), `lost behind ${at} bytes`).toEqual(wanted);
+        expect(engine.database.applied).toEqual([]);
+      }
+    });
+
+    it('go on elsewhere between any two steps, and there with another server', () => {
+      for (let at = 0; at <= script.length; at++) {
+        for (const lose of [false, true]) {
+          const engine = new TdsEngine({ announces });
+          const client = new Client(engine);
+          for (const [i, text] of script.entries()) {
+            if (i === at) {
+              expect(engine.move()).toBe(true);
+              if (lose) engine.lose();
+            }
+            client.step(text);
+          }
+          expect(words(engine)).toEqual(wanted);
+        }
+      }
+    });
+  });
+});
+
+describe('what cannot be hidden', () => {
+  const errorIn = (messages: readonly Buffer[]): number => {
+    const [message] = messages;
+    return message.readInt32LE(message.indexOf(0xaa) + 3);
+  };
+
+  it('is a commit whose answer was lost', () => {
+    const engine = new TdsEngine();
+    const client = new Client(engine);
+    for (const text of ['tm begin', 'insert a']) client.step(text);
+    engine.loseAt = engine.delivered + 1;
+    expect(errorIn(client.step('tm commit'))).toBe(50_087);
+    expect(client.descriptor).toBe(0n);
+    expect(engine.database.applied).toEqual(['a']);
+    expect(client.step('select 1').length).toBe(1);
+  });
+
+  it('is a statement outside of a transaction whose answer was lost', () => {
+    const engine = new TdsEngine();
+    const client = new Client(engine);
+    engine.loseAt = 1;
+    expect(errorIn(client.step('insert a'))).toBe(50_087);
+    expect(engine.database.applied).toEqual(['a']);
+  });
+
+  it('is a temporary table', () => {
+    const engine = new TdsEngine();
+    const client = new Client(engine);
+    client.step('CREATE TABLE #t (a int)');
+    engine.lose();
+    engine.settle();
+    expect(errorIn(client.step('select 1'))).toBe(50_055);
+    client.step('select 1');
+    engine.lose();
+    engine.settle();
+    expect(client.step('select 1')[0].includes(0xaa)).toBe(false);
+  });
+});
+
+describe('an Attention', () => {
+  it('ends the request that runs, on this server or on the next', () => {
+    const engine = new TdsEngine();
+    const client = new Client(engine);
+    client.step('tm begin');
+    client.step('insert a');
+    expect(client.step('waitfor')).toEqual([]);
+    engine.lose();
+    engine.settle();
+    expect(engine.server.heard).toEqual(['insert a', 'waitfor']);
+    const heard = client.say(ATTENTION, new Uint8Array(0));
+    expect(heard.map((message) => message.toString('hex').slice(0, 6))).toEqual(['fd2000']);
+    expect(client.step('waitfor')).toEqual([]);
+    client.say(ATTENTION, new Uint8Array(0));
+    client.step('tm commit');
+    expect(engine.database.applied).toEqual(['a']);
+  });
+
+  it('is sent again with its request', () => {
+    const engine = new TdsEngine();
+    const client = new Client(engine);
+    expect(client.step('waitfor')).toEqual([]);
+    engine.session.frontend(packets(ATTENTION, new Uint8Array(0), CLIENT_SIZE));
+    engine.lose();
+    engine.settle();
+    expect(engine.messages().map((message) => message.toString('hex').slice(0, 6))).toEqual(['fd2000']);
+    expect(client.step('select 1').length).toBe(1);
+  });
+
+  it('that comes when all is answered is answered here', () => {
+    const client = new Client(new TdsEngine());
+    client.step('select 1');
+    expect(client.say(ATTENTION, new Uint8Array(0)).length).toBe(1);
+    expect(client.step('select 1').length).toBe(1);
+  });
+});
+
+it('makes again what was set, in its order, and nothing that was reset', () => {
+  const engine = new TdsEngine();
+  const client = new Client(engine);
+  for (const text of ['SET LOCK_TIMEOUT 5', 'SET TEXTSIZE 7', 'USE other', 'SET LOCK_TIMEOUT 6']) client.step(text);
+  engine.lose();
+  engine.settle();
+  expect(engine.server.heard).toEqual(['USE [other]', 'SET TEXTSIZE 7', 'SET LOCK_TIMEOUT 6']);
+  client.say(SQL_BATCH, writeSqlBatch(0n, 'select 1'), WHOLE, RESETCONNECTION);
+  engine.lose();
+  engine.settle();
+  expect(engine.server.heard).toEqual([]);
+});
+
+it('prepares again what is in use, under the handles that the client knows', () => {
+  const engine = new TdsEngine();
+  const client = new Client(engine);
+  client.step('prepare');
+  const { handle } = client;
+  engine.lose();
+  engine.settle();
+  expect(engine.server.heard).toEqual(['prepare select 2']);
+  expect(client.step('execute')[0].includes(0xaa)).toBe(false);
+  expect(client.handle).toBe(handle);
+});
