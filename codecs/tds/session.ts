@@ -66,12 +66,12 @@ import type { Startup } from './greet.js';
 import { BatchInjection } from './inject.js';
 import type { LoginFacts } from './login.js';
 import { ATTENTION, IGNORE, packets, TABULAR_RESULT } from './packet.js';
-import { hasHeaders, readAllHeaders, rewriteDescriptor } from './request.js';
+import { allHeaders, hasHeaders, readAllHeaders, rewriteDescriptor } from './request.js';
 import { type Prepared, type TdsRequest, understand, type View } from './requests.js';
 import { integerParameter, SP_PREPARE, textParameter, writeRpc } from './rpc.js';
 import { changeOf, type FrozenState, SessionState } from './state.js';
 import { DONE, DONEPROC, ENVCHANGE, ERROR, INFO, LOGINACK, RETURNVALUE, TokenReader } from './tokens.js';
-import { type Dialect, VERSION_8_0 } from './version.js';
+import { type Dialect, TDS_7_2, VERSION_8_0 } from './version.js';
 import { attentionDone, done, endChange, error, info, mappedChange } from './write.js';
 
 const EMPTY = new Uint8Array(0);
@@ -518,8 +518,11 @@ export class TdsSession implements SessionCodec {
       if (errors.length > 0) lost.push({ what, name });
     }
     const all = [...this.handles].filter(([, { prepared }]) => prepared !== null);
-    for (let i = 0; i < all.length; i += PREPARES) {
-      const some = all.slice(i, i + PREPARES);
+    // Before 7.2 a message has no headers, and other bytes between its calls.
+    const modern = this.dialect >= TDS_7_2;
+    const most = modern ? PREPARES : 1;
+    for (let i = 0; i < all.length; i += most) {
+      const some = all.slice(i, i + most);
       const calls = some.map(([, { prepared }]) => ({
         procedure: SP_PREPARE,
         parameters: [
@@ -529,7 +532,8 @@ export class TdsSession implements SessionCodec {
           integerParameter(1),
         ],
       }));
-      const told = yield* askRpc(writeRpc(0n, calls), this.speech);
+      const message = writeRpc(0n, calls);
+      const told = yield* askRpc(modern ? message : message.subarray(allHeaders(0n).length), this.speech);
       some.forEach(([handle, of], k) => {
         const value = told.calls[k]?.find(({ ordinal }) => ordinal === 0)?.value;
         if (value != null && value.length === 4) of.server = integerOf(value);

@@ -543,6 +543,8 @@ export class Session implements Sink {
   /** Sends a request, and with it or behind it the question for the token that it needs. */
   private dispatch(request: Request, pending: Pending, bytes: Uint8Array, start: number, end: number): void {
     const { codec, unit } = this;
+    // The codec counts what was sent before it is asked for the token.
+    if (!this.later) codec.sent(request);
     unit.refused = false;
     if (!unit.unarmed || !this.armable(request)) {
       this.await(pending, bytes, start, end);
@@ -562,15 +564,18 @@ export class Session implements Sink {
 
   /** Sends what `pending` is the answer to: at once, or in its turn. */
   private await(pending: Pending, bytes: Uint8Array, start: number, end: number): void {
-    const { codec, pending: before } = this;
-    const later = codec.serial === true && before.length > 0;
-    before.push(pending);
+    const { later } = this;
+    this.pending.push(pending);
     if (later) pending.unsent = [bytes.subarray(start, end)];
     else {
-      if (pending.record !== null) codec.sent(pending.record.request);
       this.send(bytes, start, end);
       this.interruptNow(pending);
     }
+  }
+
+  /** What is to be sent now has to wait for the answers before it. */
+  private get later(): boolean {
+    return this.codec.serial === true && this.pending.length > 0;
   }
 
   /** Sends input that belongs to the request of `pending`. */
