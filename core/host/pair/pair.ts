@@ -533,6 +533,7 @@ export class Pair implements SessionPair {
       ),
       clients: sessions.length,
       shadows: this.follower.count,
+      follows: {},
       reaches: {
         peer: this.linkState.state === 'up',
         backends: world.backends(),
@@ -650,6 +651,8 @@ export class Pair implements SessionPair {
         resumes: this.resumes(one),
         given: this.given(one),
         heir: one.heir,
+        ahead: 0,
+        freeSince: null,
         lease: { validUntil: one.validUntil, holder: one.holder },
       })),
       conditions: this.config.conditions,
