@@ -82,7 +82,8 @@ export function ownerOf({ address, serving, epoch }: AddressView, peers: readonl
   let best: (typeof claims)[number] | null = null;
   for (const each of claims) {
     const { claim, here } = each;
-    if (claim === null || !(claim.serves || claim.resumes)) continue;
+    // Connections that stand still are with who had it last.
+    if (claim === null || !(claim.serves || claim.resumes || (!serving && claim.sessions > 0))) continue;
     if ((serving || !here) && claim.epoch < (serving ? epoch : highest)) continue;
     const before = best === null ? -1 : best.claim!.epoch;
     if (claim.epoch > before || (claim.epoch === before && here && !best!.here)) best = each;
@@ -102,18 +103,14 @@ export function counterpartOf(
   peers: readonly MemberView[],
   receiver: string | null,
 ): MemberView {
-  const { address, home, serving } = view;
+  const { home, serving } = view;
   const owner = ownerOf(view, peers);
   if (owner !== null) return owner;
   const named = (name: string | null) => peers.find((peer) => peer.name === name);
   // Whoever was heard last: when not even that one is there, nobody is.
   const any = () => peers.toSorted((x, y) => latest(y) - latest(x))[0];
   if (serving) return named(receiver) ?? any();
-  const standing = peers.find((peer) => {
-    const statistics = linked(peer);
-    return statistics !== null && (addressOf(statistics, address)?.sessions ?? 0) > 0;
-  });
-  return standing ?? (home === self ? undefined : named(home)) ?? any();
+  return (home === self ? undefined : named(home)) ?? any();
 }
 
 /** Those that are there first, then by when they were heard. */

@@ -33,6 +33,10 @@ export const RECORD = {
   unmention: 12,
   /** The highest epoch that is known of an address: {@link Epoch}. For the next process on this host only; the session is 0. */
   epoch: 13,
+  /** From here on the one that is told this follows the sessions of this gateway, which are told anew; 8 bytes, a double: see `Statistics.follows`. */
+  follow: 14,
+  /** It does not any more: it is to forget them, and whatever is told of them until it is chosen again. */
+  unfollow: 15,
 } as const;
 
 /** One end of a connection. */

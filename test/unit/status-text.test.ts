@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest';
 import { CONDITIONS, type Statistics } from '../../core/cluster/statistics.js';
-import { type GatewayStatus, type PairStatus, statusText } from '../../core/host/status-text.js';
+import { type GatewayStatus, type PairStatus, type PeerStatus, statusText } from '../../core/host/status-text.js';
 
 const A: Statistics = {
   name: 'left',
@@ -157,6 +157,22 @@ describe('the status for people', () => {
     });
     expect(row(lost, 'Gateway')).toEqual(['left', 'right (last heard)']);
     expect(lost).toContain('Link to right DOWN, heard 90 s ago\nConnections cannot be moved: not Linux\n');
+  });
+
+  it('stands several gateways side by side, and tells who follows whom', () => {
+    const peers: PeerStatus[] = [
+      { name: 'right', link: 'up', heardMsAgo: 120, followedBy: 'left', statistics: B },
+      { name: 'far', link: 'down', heardMsAgo: 90_000, followedBy: null, statistics: { ...A, name: 'far' } },
+      { name: 'new', link: 'down', heardMsAgo: null, followedBy: null, statistics: null },
+    ];
+    const several = statusText({ ...STATUS, pair: { ...PAIR, follower: 'right', peers } });
+    expect(several).toContain('Link to right up, heard 120 ms ago\nLink to far DOWN, heard 90 s ago\n');
+    expect(several).toContain('Link to new DOWN, never heard\n');
+    expect(row(several, 'Gateway')).toEqual(['left', 'right', 'far (last heard)', 'new']);
+    expect(row(several, 'Clients')).toEqual(['100', '0', '100', '?']);
+    expect(row(several, 'left')).toEqual(['right']);
+    expect(row(several, 'right')).toEqual(['left']);
+    expect(row(several, 'far')).toEqual(['NOBODY']);
   });
 
   it('shows the latest decisions only', () => {

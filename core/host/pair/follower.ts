@@ -28,8 +28,13 @@ export class Follower {
 
   /** A peer is there: what is known of an earlier one is void. */
   reset(): void {
-    this.shadows.clear();
+    this.drop();
     this.mentions.clear();
+  }
+
+  /** The sessions of the other gateway are no longer followed here, or are told anew. */
+  drop(): void {
+    this.shadows.clear();
     this.facts.clear();
   }
 
