@@ -1,0 +1,45 @@
+import { expect, it } from 'vitest';
+import { now } from '../../core/host/demo/workload.js';
+import { ackHoldUnavailable } from '../../core/io/hold/index.js';
+import { GroupClients, startGroup } from '../kit/gateway-group.js';
+import { describeLab, usePairLab } from '../kit/pair-lab.js';
+import { total } from '../kit/takeover-scene.js';
+
+const NAMES = ['a', 'b', 'c'];
+const COUNTS = { idle: 6, transaction: 6, echo: 3, transfer: 9 };
+
+/** Several gateways: the sessions of each are followed by one other. Without held acknowledgements a crash may cost clients at work. */
+describeLab('three gateways', () => {
+  const place = usePairLab({ settings: { max_connections: '600' } });
+
+  it.skipIf(ackHoldUnavailable() !== null)(
+    'lose two hosts one after the other, and the third serves every client on its connection',
+    async () => {
+      const holdAcknowledgements = { interface: place.lab.host('a').interface };
+      const group = await startGroup(place, { names: NAMES, clients: 60, pair: { holdAcknowledgements } });
+      const crowd = await GroupClients.start(place, group, COUNTS);
+      await group.settled({ a: ['a'], b: ['b'], c: ['c'] });
+      const shadow = group.shadow('a')!;
+      const third = NAMES.find((name) => name !== 'a' && name !== shadow)!;
+
+      await crowd.clients.watch();
+      let since = now();
+      await group.crash('a');
+      expect(await group.took(shadow, 'a')).toMatchObject({ connections: total(COUNTS) / 3, lost: 0 });
+      await crowd.answered(since);
+      // Now the third one follows all that the second one has.
+      await group.settled({ [shadow]: ['a', shadow], [third]: [third] });
+
+      await crowd.clients.watch();
+      since = now();
+      await group.crash(shadow);
+      for (const home of ['a', shadow]) {
+        expect(await group.took(third, home)).toMatchObject({ connections: total(COUNTS) / 3, lost: 0 });
+      }
+      await crowd.answered(since);
+      await group.settled({ [third]: NAMES });
+      await crowd.unharmed();
+    },
+    120_000,
+  );
+});
