@@ -42,4 +42,38 @@ describeLab('three gateways', () => {
     },
     120_000,
   );
+
+  it.skipIf(ackHoldUnavailable() !== null)(
+    'go on when one comes back: it follows again, and addresses go where they are ordered to',
+    async () => {
+      const holdAcknowledgements = { interface: place.lab.host('a').interface };
+      const group = await startGroup(place, { names: NAMES, clients: 60, pair: { holdAcknowledgements } });
+      const crowd = await GroupClients.start(place, group, COUNTS);
+      await group.settled({ a: ['a'], b: ['b'], c: ['c'] });
+      // It follows the one that follows it, so that this one is told anew, while its clients work, when it comes back.
+      const back = NAMES.find((name) => group.shadow(group.shadow(name)!) === name)!;
+      const shadow = group.shadow(back)!;
+      const third = NAMES.find((name) => name !== back && name !== shadow)!;
+      await group.crash(back);
+      expect(await group.took(shadow, back)).toMatchObject({ connections: total(COUNTS) / 3, lost: 0 });
+      await group.settled({ [shadow]: [back, shadow], [third]: [third] });
+      expect(group.shadow(shadow)).toBe(third);
+
+      await group.reboot(back);
+      await group.settled({ [shadow]: [back, shadow], [third]: [third] });
+      expect(group.shadow(shadow)).toBe(back);
+
+      // One of those that have the addresses is not followed by it, and must be first.
+      expect(group.shadow(third)).toBe(shadow);
+      await crowd.clients.watch();
+      const since = now();
+      await group.outlive(back, 'takeover');
+      await group.settled({ [back]: NAMES });
+      await crowd.answered(since);
+      await group.outlive(back, 'drain');
+      await group.settled({ [shadow]: NAMES });
+      await crowd.unharmed();
+    },
+    120_000,
+  );
 });

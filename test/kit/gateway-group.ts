@@ -23,6 +23,7 @@ export interface GatewayGroupOptions {
 /** Several gateways with an address each at home, in front of the lab's PostgreSQL pair; an etcd on a host of its own decides. */
 export class GatewayGroup {
   readonly running = new Map<string, GatewayProcess>();
+  readonly #draining = new Set<string>();
   readonly #place: PairLab;
   readonly #options: GatewayGroupOptions;
   readonly #secret: string;
@@ -87,13 +88,17 @@ export class GatewayGroup {
   /** Runs `outlive` with an order on a gateway's host. @returns what it printed; rejects when it fails */
   async outlive(name: string, ...order: string[]): Promise<string> {
     const { lab } = this.#place;
+    if (order[0] === 'drain') this.#draining.add(name);
     const args = [lab.path('core/host/bin.js'), ...order, '--config', this.gateway(name).file];
     return (await lab.host(name).run(process.execPath, args)).stdout;
   }
 
   /** Who follows the sessions of a gateway when all that run now see each other. */
   shadow(name: string): string | null {
-    return shadowOf(name, this.running.keys());
+    return shadowOf(
+      name,
+      [...this.running.keys()].filter((each) => !this.#draining.has(each)),
+    );
   }
 
   /**

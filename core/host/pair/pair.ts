@@ -147,6 +147,8 @@ export class Pair implements SessionPair {
   private follower: Peer | null = null;
   /** By which choice: see `Statistics.follows`. */
   private choice = 0;
+  /** Since when it is told. */
+  private toldAt = 0;
   /** The follower was told, at this position of its link, that another one is chosen, and has not confirmed it yet. */
   private leaving: { readonly position: number } | null = null;
   /** The last follower, which fell silent: it may be about to take over, and nobody else is told before the store says that it is not. */
@@ -494,12 +496,20 @@ export class Pair implements SessionPair {
   /** Tells this one of all sessions from now on. */
   private tell(peer: Peer): void {
     this.follower = peer;
+    this.toldAt = this.now();
     // Not less than in an earlier life, which another gateway may remember.
     this.choice = Math.max(this.choice + 1, Date.now());
     this.journal.to(peer.channel);
     peer.channel.append(RECORD.follow, 0, packPosition(this.choice));
     this.log.info({ peer: peer.name }, 'the other gateway follows the sessions here');
     this.shipper.linkUp();
+  }
+
+  /** Something can be given to this one: it follows the sessions here, and has been told of all, as far as these can be told of. */
+  private ready(peer: Peer | null): boolean {
+    if (peer === null || peer !== this.follower || this.leaving !== null) return false;
+    const { sessions, followed } = this.shipper.count;
+    return followed === sessions || this.now() - this.toldAt >= MOVE_MS;
   }
 
   private acked(peer: Peer, position: number): void {
@@ -732,8 +742,7 @@ export class Pair implements SessionPair {
             serving: one.serving,
             epoch: one.epoch,
             moving: one.moving,
-            // Who gets it must follow its sessions first.
-            order: one.order === 'give' && one.serving && one.orderedBy !== this.follower ? null : one.order,
+            order: one.order === 'give' && one.serving && !this.ready(one.orderedBy) ? null : one.order,
             balance: one.balance,
             resumes: this.resumes(one),
             given: this.given(one),
