@@ -555,7 +555,8 @@ export class PairLink implements Acceptor {
   }
 
   #sendBeat(connection: Connection, statistics: unknown): void {
-    connection.encoder.json(FRAME.beat, { epoch: this.#options.epoch(), statistics: statistics ?? null });
+    const epoch = this.#state.claim(this.#options.epoch());
+    connection.encoder.json(FRAME.beat, { epoch, statistics: statistics ?? null });
     this.#flush(connection);
   }
 

@@ -89,7 +89,7 @@ class Net {
       if (effect.do === 'send' && !this.cut) other?.inbox.push(JSON.parse(JSON.stringify(effect)));
       if (effect.do === 'beat') {
         side.beats++;
-        const body = { epoch: side.epoch, statistics: null };
+        const body = { epoch: side.state.claim(side.epoch), statistics: null };
         if (!this.cut) other?.inbox.push({ type: FRAME.beat, body });
       }
       if (effect.do === 'up') {
@@ -431,6 +431,23 @@ describe('epochs', () => {
     expect(greet({ epoch: 0, incarnation: 'b-3' })).toBeNull();
     expect(state.beat(id, 7, 0)).toEqual([]);
     expect(refusal(state.beat(id, 0, 0))?.code).toBe('OUTLIVE_PAIR_EPOCH');
+  });
+
+  it('are claimed as the peer knows them by a process that has learnt less from others, and has had no link', () => {
+    const fresh = new LinkState(config('a', 'b', { dials: false }));
+    const claims = (seenEpoch: number): number => {
+      const own = fresh.accepted(0);
+      const [hello] = fresh.opened(own, 'n', 7, PROOF);
+      fresh.hello(own, { ...HELLO, seenEpoch }, 0);
+      // The peer has had more from it before, and ends the connection.
+      fresh.closed(own, null, 0);
+      return (hello as { body: Hello }).body.epoch;
+    };
+    expect([claims(9), claims(9), fresh.claim(8), fresh.claim(10)]).toEqual([7, 9, 9, 10]);
+    // One that had a link is the old owner if another one has had more since.
+    expect(greet({ epoch: 5, seenEpoch: 9 })).toBeNull();
+    expect(greet({ epoch: 5, seenEpoch: 9 })).toBeNull();
+    expect([said.epoch, state.claim(1)]).toEqual([1, 1]);
   });
 
   it('of the wrong shape are refused', () => {

@@ -19,7 +19,7 @@ import { type Randomness, randomness } from '../kit/random.js';
  */
 
 /** More of them for a longer search. */
-const RUNS = Number(process.env.OUTLIVE_RUNS ?? 30);
+const RUNS = Number(process.env.OUTLIVE_RUNS ?? 10);
 const STEP = 50;
 const TTL = 3000;
 const BEAT = 200;

@@ -118,6 +118,10 @@ export class LinkState {
   #beatAt = 0;
   #tickedAt = 0;
   #closed = false;
+  /** There was a link since the start. */
+  #met = false;
+  /** What the peer says that it saw of this gateway, before the first link of this process. */
+  #owed = 0;
 
   constructor(config: LinkConfig) {
     this.#config = config;
@@ -150,6 +154,15 @@ export class LinkState {
     return this.#seen.get(name)?.epoch ?? 0;
   }
 
+  /**
+   * The epoch to claim. A gateway that was just started may have learnt a part of what it knew from others, which is less than what this peer saw of its
+   * earlier life, and would be refused: the peer's greeting tells. One that had a link has no earlier life to learn of.
+   * @param known the highest one that this gateway knows of
+   */
+  claim(known: number): number {
+    return Math.max(known, this.#owed);
+  }
+
   /** Begins. */
   start(now: number): Effect[] {
     if (this.#config.dials) this.#dialAt = now;
@@ -177,7 +190,8 @@ export class LinkState {
     const { name, peer, cluster, version, incarnation } = this.#config;
     const other = peer ?? proof.name;
     const seenEpoch = other === null ? 0 : this.epochOf(other);
-    const body: Hello = { magic: MAGIC, version, name, peer, cluster, epoch, seenEpoch, incarnation, nonce };
+    const claimed = this.claim(epoch);
+    const body: Hello = { magic: MAGIC, version, name, peer, cluster, epoch: claimed, seenEpoch, incarnation, nonce };
     return [{ do: 'send', id, type: FRAME.hello, body }];
   }
 
@@ -189,6 +203,7 @@ export class LinkState {
       if (candidate.hello !== null) throw peerError('said hello twice');
       const hello = this.#judge(body, candidate.proof);
       candidate.hello = hello;
+      if (!this.#met) this.#owed = Math.max(this.#owed, hello.seenEpoch);
       // The one that decides waits for the other's consent.
       if (this.#decides(hello)) return [];
       return [{ do: 'send', id, type: FRAME.helloAck, body: { nonce: hello.nonce } }];
@@ -337,6 +352,7 @@ export class LinkState {
       effects.push(this.#down(new CodedError('OUTLIVE_PAIR_DOWN', 'network', 'the peer began a new pair link'), now));
     }
     this.#link = candidate;
+    this.#met = true;
     this.#upAt = this.#heardAt = this.#tickedAt = now;
     this.#beatAt = now + this.#config.beatMs;
     this.#dialAt = Number.POSITIVE_INFINITY;

@@ -100,6 +100,8 @@ const UNHEARD_MS = 11_000;
 const HELD_GRACES: tcp.Graces = { dataMs: 8000, acknowledgementMs: 20_000 };
 /** A gateway that follows well is left for a nearer one only when that one was there for so long: a link that comes and goes costs nothing. */
 const NEARER_MS = 3000;
+/** What the keeper has the highest epoch of all addresses under. */
+const ANY = '';
 /** The name of the pair on the wire holds no more. */
 const MAX_CLUSTER = 128;
 /** States of sessions that look for a server. */
@@ -165,6 +167,8 @@ export class Pair implements SessionPair {
   private readonly watched = new WeakMap<Wire, SessionHost>();
   private readonly startedAt: number;
   private readonly unmovable: string | null;
+  /** The highest epoch that others ever saw from this gateway, whichever address it was of: who claims less is refused the link. */
+  private claimed = 0;
   private fence: { configured: boolean; state: FenceState['state']; at: number };
   private draining = false;
   private stopped = false;
@@ -209,7 +213,7 @@ export class Pair implements SessionPair {
       incarnation: this.incarnation,
       epoch: () => {
         this.noteEpochs();
-        return Math.max(0, ...this.addresses.map(({ epoch }) => epoch));
+        return Math.max(this.claimed, ...this.addresses.map(({ epoch }) => epoch));
       },
       beatMs: config.beat,
       silenceMs: config.silence,
@@ -242,6 +246,7 @@ export class Pair implements SessionPair {
     if (this.keeping !== null) {
       this.keptSessions = this.keeping.sessions((opening, shared) => this.world.shadowWorld(opening, shared), this.now);
       this.inherited.lost = this.keeping.unusable;
+      this.claimed = this.keeping.epochOf(ANY);
       for (const one of this.addresses) {
         one.heir = this.keeping.succeeds;
         one.epoch = this.keeping.epochOf(one.address);
@@ -260,7 +265,9 @@ export class Pair implements SessionPair {
       this.plugins.lease?.watch(address, (holder) => {
         const own = this.addresses.find((one) => one.address === address)!;
         own.holder = holder === null ? null : holder.owner;
-        if (!own.serving) own.epoch = Math.max(own.epoch, holder?.epoch ?? 0);
+        // This gateway's own counts from when it begins to serve: until then the highest is that of the owner before.
+        const theirs = holder !== null && holder.owner !== this.config.name;
+        if (theirs && !own.serving) own.epoch = Math.max(own.epoch, holder.epoch);
         this.look();
       });
     }
@@ -442,7 +449,7 @@ export class Pair implements SessionPair {
 
   /** @param seen the highest epoch that the peer ever saw from this gateway, in its earlier lives too */
   private linkUp(peer: Peer, seen: number): void {
-    for (const one of this.addresses) if (!one.serving) one.epoch = Math.max(one.epoch, seen);
+    this.claimed = Math.max(this.claimed, seen);
     this.log.info({ peer: peer.name }, 'the other gateway is there');
     for (const [id, mention] of this.mentions) peer.channel.append(RECORD.mention, id, mention);
     this.choose();
@@ -830,8 +837,6 @@ export class Pair implements SessionPair {
       if (one.lease !== null) {
         one.holder = this.config.name;
         one.heir = false;
-        // Those of other addresses were told along with it, and may be higher than the store's.
-        one.epoch = Math.max(one.epoch + 1, one.lease.epoch);
       } else await this.learnHolder(one, lease);
     } catch (error) {
       one.holder = undefined;
@@ -888,7 +893,8 @@ export class Pair implements SessionPair {
     one.taking = true;
     const since = this.now();
     if (why === 'planned' || this.serverOf(one) === from) one.moved = { at: since, from: from.name };
-    if (one.lease === null) one.epoch++;
+    // Higher than all that are known, which that of the store need not be.
+    one.epoch = Math.max(one.epoch + 1, one.lease?.epoch ?? this.claimed + 1);
     this.noteEpochs();
     // Before the first word of its sessions, so that nobody takes these for those of an owner before.
     this.tellAll();
@@ -1156,7 +1162,7 @@ export class Pair implements SessionPair {
         this.moved(one);
         return;
       }
-      one.epoch = Math.max(one.epoch + 1, one.lease?.epoch ?? 0);
+      one.epoch = Math.max(one.epoch + 1, one.lease?.epoch ?? this.claimed + 1);
       try {
         await one.bring();
       } catch (error) {
@@ -1178,6 +1184,7 @@ export class Pair implements SessionPair {
   private noteEpochs(): void {
     if (this.keeping === null) return;
     for (const { address, epoch } of this.addresses) this.keeping.noteEpoch(address, epoch);
+    this.keeping.noteEpoch(ANY, this.claimed);
   }
 
   /** Sessions of the engine before on this address wait here for it. */
@@ -1262,7 +1269,6 @@ export class Pair implements SessionPair {
           one.grantedAt = null;
           one.lease = own;
           one.holder = this.config.name;
-          one.epoch = Math.max(one.epoch, own.epoch);
           if (own.epoch === epoch + 1) await this.unmoved(one);
           else one.halted = { epoch, at: at! };
         } else if (holder != null && holder.owner !== this.config.name) one.halted = { epoch, at: at! };
