@@ -8,8 +8,8 @@ import {
   type FenceState,
   nextLook,
 } from '../../cluster/decide.js';
-import { aheadOf, chooseFollower, counterpartOf, followerOf, ownerOf } from '../../cluster/members.js';
-import { type End, type Mention, type Opening, pack, packPosition, RECORD } from '../../cluster/records.js';
+import { aheadOf, counterpartOf, followerOf, ownerOf } from '../../cluster/members.js';
+import { type End, type Mention, type Opening, pack, RECORD } from '../../cluster/records.js';
 import type { Shadow, ShadowWorld } from '../../cluster/shadow.js';
 import type { AddressStatistics, BackendReach, Statistics } from '../../cluster/statistics.js';
 import {
@@ -33,13 +33,12 @@ import type { PairFigures, Stats } from '../metrics.js';
 import type { SessionHost, SessionPair } from '../session-host.js';
 import { PairAddress } from './address.js';
 import { Balancing } from './balancing.js';
-import { Journal } from './journal.js';
 import { type Keeping, type KeptSession, keptCounts } from './keeping.js';
 import { LoadMeter } from './load.js';
 import { Peer, type Why } from './peer.js';
 import type { Gate, Replica, Subject } from './replica.js';
-import { Shipper } from './shipper.js';
 import { goOnWithKept } from './solo.js';
+import { Telling } from './telling.js';
 
 /** What the pair needs of the gateway around it. */
 export interface PairWorld {
@@ -98,8 +97,6 @@ const PROD_AT = 64 * 1024;
 const UNHEARD_MS = 11_000;
 /** For clients whose acknowledgements were held: they may wait long before they send something again. */
 const HELD_GRACES: tcp.Graces = { dataMs: 8000, acknowledgementMs: 20_000 };
-/** A gateway that follows well is left for a nearer one only when that one was there for so long: a link that comes and goes costs nothing. */
-const NEARER_MS = 3000;
 /** What the keeper has the highest epoch of all addresses under. */
 const ANY = '';
 /** The name of the pair on the wire holds no more. */
@@ -136,25 +133,14 @@ export interface PairCounts {
 
 /**
  * This gateway as one of two or more: tells one of the others of its sessions, follows those of whoever has chosen it, and takes over. It has a link
- * with each; its sessions are told to one of them at a time, the {@link follower}.
+ * with each; its sessions are told to one of them at a time, the follower.
  */
 export class Pair implements SessionPair {
   readonly counts: PairCounts = { kept: 0, reset: 0, takeovers: 0, planned: 0, lastTakeoverMs: 0 };
   private readonly incarnation = randomBytes(8).toString('hex');
   private readonly listener: PairListener;
   private readonly peers: readonly Peer[];
-  private readonly journal: Journal;
-  private readonly shipper: Shipper;
-  /** Who is told of the sessions here; null while nobody is. */
-  private follower: Peer | null = null;
-  /** By which choice: see `Statistics.follows`. */
-  private choice = 0;
-  /** Since when it is told. */
-  private toldAt = 0;
-  /** The follower was told, at this position of its link, that another one is chosen, and has not confirmed it yet. */
-  private leaving: { readonly position: number } | null = null;
-  /** The last follower, which fell silent: it may be about to take over, and nobody else is told before the store says that it is not. */
-  private doubted: Peer | null = null;
+  private readonly telling: Telling;
   private readonly addresses: PairAddress[];
   /** Null where the condition is off. */
   private readonly balancing: Balancing | null;
@@ -224,14 +210,24 @@ export class Pair implements SessionPair {
       onUp: (peer: Peer, { seenEpoch }: { seenEpoch: number }) => this.linkUp(peer, seenEpoch),
       onDown: (peer: Peer, why: Why) => this.linkDown(peer, why),
       onHeard: (peer: Peer) => this.heard(peer),
-      onAck: (peer: Peer, position: number) => this.acked(peer, position),
+      onAck: (peer: Peer, position: number) => this.telling.acked(peer, position),
       onAsked: (peer: Peer, request: unknown) => this.asked(peer, request as Control),
       onLost: (peer: Peer, session: number) => this.lostShadow(peer, session),
     };
     const shadowWorld: PairWorld['shadowWorld'] = (opening, shared) => world.shadowWorld(opening, shared);
     this.peers = config.peers.map((peer) => new Peer(peer, options, shadowWorld, events, log, now));
-    this.journal = new Journal(keeping, (position) => this.shipper.acked(position));
-    this.shipper = new Shipper(this.journal, config.withoutPeer === 'stop');
+    this.telling = new Telling({
+      name: config.name,
+      peers: this.peers,
+      addresses: this.addresses,
+      lease: plugins.lease,
+      keeping,
+      waits: config.withoutPeer === 'stop',
+      log,
+      now,
+      stopped: () => this.stopped,
+      onChange: () => this.look(),
+    });
   }
 
   /** Begins to listen for the other gateways and to decide. Rejects when it cannot listen. */
@@ -252,8 +248,7 @@ export class Pair implements SessionPair {
         one.epoch = this.keeping.epochOf(one.address);
       }
       if (this.keptSessions.length === 0) this.keeping.dropHolds();
-      this.journal.alone();
-      this.shipper.linkUp();
+      this.telling.start();
     }
     await this.listener.start();
     for (const peer of this.peers) {
@@ -366,6 +361,15 @@ export class Pair implements SessionPair {
     for (const fd of this.world.listening()) if (fd >= 0) answerStrangers(fd, on);
   }
 
+  private get shipper() {
+    return this.telling.shipper;
+  }
+
+  /** Who follows the sessions here; null for nobody. */
+  private get follower(): Peer | null {
+    return this.telling.follower;
+  }
+
   replicate(subject: Subject): Replica {
     return this.shipper.replicate(subject);
   }
@@ -452,7 +456,7 @@ export class Pair implements SessionPair {
     this.claimed = Math.max(this.claimed, seen);
     this.log.info({ peer: peer.name }, 'the other gateway is there');
     for (const [id, mention] of this.mentions) peer.channel.append(RECORD.mention, id, mention);
-    this.choose();
+    this.telling.choose();
     this.beat();
   }
 
@@ -466,102 +470,8 @@ export class Pair implements SessionPair {
     }
     // Nothing that waited for the peer may leave when this process was asleep and somebody else has the address by now.
     this.look();
-    if (followed) this.unfollowed(peer, why);
+    this.telling.lost(peer, why);
     this.look();
-  }
-
-  // -------------------------------------------------------------------------------------------------------- follower
-
-  /** Sees to it that the sessions here are followed, and by whom they should be. */
-  private choose(): void {
-    if (this.stopped) return;
-    // It has forgotten what it knew.
-    if (this.doubted?.linked) this.doubted = null;
-    if (this.doubted !== null || this.leaving !== null) return;
-    const { follower } = this;
-    // What moves goes to who was told of it.
-    if (follower !== null && this.addresses.some(({ moving }) => moving)) return;
-    const chosen = chooseFollower({
-      now: this.now(),
-      self: this.config.name,
-      peers: this.peers,
-      present: follower?.name ?? null,
-      ordered: this.addresses.find(({ order, serving }) => order === 'give' && serving)?.orderedBy?.name ?? null,
-      settle: NEARER_MS,
-    });
-    const next = this.peers.find(({ name }) => name === chosen) ?? null;
-    if (next === null || next === follower) return;
-    if (follower === null) {
-      this.tell(next);
-      return;
-    }
-    // It must not go on with what it knew when the sessions have gone on without it.
-    this.leaving = { position: follower.channel.append(RECORD.unfollow, 0, NOTHING) };
-    follower.channel.flush();
-  }
-
-  /** Tells this one of all sessions from now on. */
-  private tell(peer: Peer): void {
-    this.follower = peer;
-    this.toldAt = this.now();
-    // Not less than in an earlier life, which another gateway may remember.
-    this.choice = Math.max(this.choice + 1, Date.now());
-    this.journal.to(peer.channel);
-    peer.channel.append(RECORD.follow, 0, packPosition(this.choice));
-    this.log.info({ peer: peer.name }, 'the other gateway follows the sessions here');
-    this.shipper.linkUp();
-  }
-
-  /** Something can be given to this one: it follows the sessions here, and has been told of all, as far as these can be told of. */
-  private ready(peer: Peer | null): boolean {
-    if (peer === null || peer !== this.follower || this.leaving !== null) return false;
-    const { sessions, followed } = this.shipper.count;
-    return followed === sessions || this.now() - this.toldAt >= MOVE_MS;
-  }
-
-  private acked(peer: Peer, position: number): void {
-    if (peer !== this.follower) return;
-    this.shipper.acked(position);
-    if (this.leaving === null || position <= this.leaving.position) return;
-    this.leaving = null;
-    this.follower = null;
-    this.choose();
-    this.look();
-  }
-
-  /** Nobody is told of the sessions any more. */
-  private unfollowed(peer: Peer, why: Why): void {
-    this.follower = null;
-    this.leaving = null;
-    if (this.keeping !== null) {
-      this.journal.alone();
-      this.shipper.goOn();
-    } else if (why === 'silent' && this.plugins.lease !== null) {
-      this.shipper.linkDown(true);
-      this.doubted = peer;
-      void this.assure(peer, this.plugins.lease);
-    } else this.shipper.linkDown();
-    this.choose();
-  }
-
-  /**
-   * Goes on without a follower that fell silent as soon as the store says that what is served here still is this gateway's: who is cut off from
-   * both would serve clients further than the follower knows, and the follower, which takes over next, would have to reset them.
-   */
-  private async assure(peer: Peer, lease: LeasePlugin): Promise<void> {
-    const over = () => this.stopped || this.doubted !== peer;
-    while (!over()) {
-      const served = this.addresses.filter(({ serving }) => serving);
-      const holders = await Promise.all(served.map(({ address }) => lease.holder(address))).catch(() => null);
-      if (over()) return;
-      if (holders?.every((holder) => holder?.owner === this.config.name)) {
-        this.doubted = null;
-        this.shipper.alone();
-        this.choose();
-        return;
-      }
-      await new Promise((resolve) => setTimeout(resolve, POLL_MS));
-    }
   }
 
   private heard(peer: Peer): void {
@@ -574,7 +484,7 @@ export class Pair implements SessionPair {
       if (theirs?.serves === true) this.letGo(one);
     }
     this.forgetStale(peer);
-    this.choose();
+    this.telling.choose();
     this.look();
   }
 
@@ -643,7 +553,7 @@ export class Pair implements SessionPair {
   private beat(): void {
     this.load.measure(this.now());
     this.tellAll();
-    this.choose();
+    this.telling.choose();
     this.look();
     this.balance();
   }
@@ -749,7 +659,7 @@ export class Pair implements SessionPair {
             serving: one.serving,
             epoch: one.epoch,
             moving: one.moving,
-            order: one.order === 'give' && one.serving && !this.ready(one.orderedBy) ? null : one.order,
+            order: one.order === 'give' && one.serving && !this.telling.ready(one.orderedBy) ? null : one.order,
             balance: one.balance,
             resumes: this.resumes(one),
             given: this.given(one),
@@ -785,7 +695,7 @@ export class Pair implements SessionPair {
         break;
       case 'yield':
         // With its sessions only to who follows them, and not while that is about to be another one.
-        if (!one.serving || (peer === this.follower && this.leaving === null)) void this.give(one, peer);
+        if (!one.serving || (peer === this.follower && !this.telling.changing)) void this.give(one, peer);
         break;
       case 'stop':
         this.silence(one);
@@ -1395,7 +1305,7 @@ export class Pair implements SessionPair {
   /** What another gateway asks for. */
   private async asked(peer: Peer, message: Control): Promise<object> {
     if (message.kind === 'retell') {
-      if (peer === this.follower) this.shipper.retell(message.session ?? 0);
+      this.telling.retell(peer, message.session ?? 0);
       return { ok: true };
     }
     const one = this.addresses.find(({ address }) => address === message.address);
@@ -1419,7 +1329,7 @@ export class Pair implements SessionPair {
       case 'give':
         one.order = 'give';
         one.orderedBy = peer;
-        this.choose();
+        this.telling.choose();
         this.look();
         return { ok: true };
       default:
@@ -1472,11 +1382,11 @@ export class Pair implements SessionPair {
     if (this.wake !== null) clearTimeout(this.wake);
     this.load.stop();
     const { follower } = this;
-    if (!this.stopped && this.config.conditions.operator && follower !== null && this.leaving === null) {
+    if (!this.stopped && this.config.conditions.operator && follower !== null && !this.telling.changing) {
       await Promise.all(this.addresses.filter(({ serving }) => serving).map((one) => this.give(one, follower)));
     }
     this.stopped = true;
-    this.shipper.stop();
+    this.telling.stop();
     this.keeping?.close();
     this.gaps.close();
     this.heldGaps.close();
