@@ -606,7 +606,8 @@ export class PairLink implements Acceptor {
   #down(connection: Connection, error: CodedError): void {
     this.#link = null;
     this.#end(connection);
-    this.#options.log[this.#closed ? 'info' : 'warn']({ code: error.code, error }, 'the pair link is down');
+    const fields = { code: error.code, error, peer: this.peerName };
+    this.#options.log[this.#closed ? 'info' : 'warn'](fields, 'the pair link is down');
     const gone = new CodedError('OUTLIVE_PAIR_DOWN', 'network', 'the pair link went down before the peer answered');
     for (const { reject, timer } of this.#waiting.values()) {
       clearTimeout(timer);
@@ -631,7 +632,7 @@ export class PairLink implements Acceptor {
     }
     if (this.#reasons.size >= MAX_REASONS) this.#reasons.clear();
     this.#reasons.set(key, { at: now, again: 0 });
-    const fields = { code: error.code, error, address, again: known?.again };
+    const fields = { code: error.code, error, peer: this.peerName, address, again: known?.again };
     this.#options.log.warn(fields, 'a connection for the pair link was refused or failed');
   }
 
