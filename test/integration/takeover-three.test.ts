@@ -43,6 +43,27 @@ describeLab('three gateways', () => {
     120_000,
   );
 
+  it('lose one together with its follower: the third serves its address too, and its clients hear of it at once', async () => {
+    const group = await startGroup(place, { names: NAMES, clients: 60 });
+    const counts = { idle: 6, transaction: 6 };
+    const crowd = await GroupClients.start(place, group, counts);
+    await group.settled({ a: ['a'], b: ['b'], c: ['c'] });
+    const shadow = group.shadow('a')!;
+    const third = NAMES.find((name) => name !== 'a' && name !== shadow)!;
+    // Otherwise what it has would be lost as well.
+    expect(group.shadow(shadow)).toBe(third);
+    const { address } = place.lab.host('a');
+    await Promise.all([group.crash('a'), group.crash(shadow)]);
+    expect(await group.took(third, shadow)).toMatchObject({ connections: 4, lost: 0 });
+    expect(await group.took(third, 'a')).toMatchObject({ connections: 0, lost: 4 });
+    // Nobody has what it had open on the server, which would notice by its keepalives.
+    await place.pair.primary.query(
+      `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE client_addr = '${address}'`,
+    );
+    await group.settled({ [third]: NAMES });
+    expect(await crowd.reset()).toBe(4);
+  });
+
   it.skipIf(ackHoldUnavailable() !== null)(
     'go on when one comes back: it follows again, and addresses go where they are ordered to',
     async () => {
