@@ -476,7 +476,7 @@ export function configSchema(context: SchemaContext) {
       .enum(['continue', 'stop'])
       .default('continue')
       .describe(
-        'What listeners with durability pair do while the other gateway is gone: continue, unprotected against the loss of this host; stop: their clients wait.',
+        'What listeners with durability pair do while the other gateway (of several: every other one) is gone: continue, unprotected against the loss of this host; stop: their clients wait.',
       ),
     beat: duration(20).prefault('200ms').describe('How often the gateways tell each other how they are.'),
     silence: duration(100).prefault('1s').describe('A gateway that was not heard for so long is silent.'),
