@@ -153,6 +153,8 @@ describeLab('a network that is cut', () => {
     await place.pair.failover();
     await crowd.answered(since);
     await crowd.unharmed();
+    // They had been here all the time.
+    expect(await gateways.counts('a')).toMatchObject({ kept: 0, reset: 0 });
   });
 
   it('between the gateways: without a lease and a fence nothing is taken over', async () => {

@@ -121,7 +121,7 @@ const NOT_MOVABLE: GatewayError = {
 
 /** What was done to connections, for metrics and the status. */
 export interface PairCounts {
-  /** Connections that go on here and came from another gateway. */
+  /** Connections that go on here and came from another gateway, or from the process before this one. */
   kept: number;
   /** Connections that could not be kept in a takeover. */
   reset: number;
@@ -150,7 +150,7 @@ export class Pair implements SessionPair {
   private readonly gaps: tcp.GapWatch;
   /** The same where acknowledgements were held back: clients have what is missing, and send it again in time. */
   private readonly heldGaps: tcp.GapWatch;
-  private readonly watched = new WeakMap<Wire, SessionHost>();
+  private readonly watched = new WeakMap<Wire, { readonly host: SessionHost; readonly came: boolean }>();
   private readonly startedAt: number;
   private readonly unmovable: string | null;
   /** The highest epoch that others ever saw from this gateway, whichever address it was of: who claims less is refused the link. */
@@ -841,8 +841,8 @@ export class Pair implements SessionPair {
     const strangers = this.strangers(from, one.address, restored);
     lost += strangers.length;
     for (const { shadows } of this.peers) shadows.forget(one.address);
+    const stayed = one.halted === null ? 0 : this.resume(one, !untouched);
     let kept = 0;
-    if (one.halted !== null) kept += this.resume(one, !untouched);
     if (this.keeping !== null) {
       const own = this.keptSessions.filter(({ shadow }) => shadow.opening.address === one.address);
       this.keptSessions = this.keptSessions.filter((session) => !own.includes(session));
@@ -866,7 +866,7 @@ export class Pair implements SessionPair {
         const host = this.world.adopt(shadow, wire);
         kept++;
         if (shadow.standstill === null) {
-          this.watched.set(wire, host);
+          this.watched.set(wire, { host, came: true });
           this.gapsOf(shadow).watch(wire, socket.image);
           if (!shadow.opening.durable) this.withhold(wire);
         } else setTimeout(() => tcp.settle(tcp.fdOf(wire)), SETTLED_MS).unref();
@@ -890,7 +890,7 @@ export class Pair implements SessionPair {
     this.counts.reset += lost;
     this.counts.lastTakeoverMs = took;
     this.log.info(
-      { address: one.address, epoch: one.epoch, why, connections: kept, lost, ms: Math.round(took) },
+      { address: one.address, epoch: one.epoch, why, connections: kept + stayed, lost, ms: Math.round(took) },
       'serving an address',
     );
     this.tellAll();
@@ -957,14 +957,14 @@ export class Pair implements SessionPair {
 
   /** The client of a connection that was taken over has or lacks something that nobody knows of: it cannot go on. */
   private gap(wire: Wire, what: 'lost' | 'ahead'): void {
-    const host = this.watched.get(wire);
-    this.counts.kept--;
+    const watched = this.watched.get(wire);
+    if (watched?.came === true) this.counts.kept--;
     this.counts.reset++;
     this.log.warn(
       { code: 'OUTLIVE_TAKEOVER_GAP', what },
       'a connection that was taken over is reset: the host before had acknowledged bytes of its client that it did not pass on',
     );
-    host?.reset();
+    watched?.host.reset();
   }
 
   // ----------------------------------------------------------------------------------------------------- giving away
@@ -1272,7 +1272,7 @@ export class Pair implements SessionPair {
       if (still === null) continue;
       count++;
       if (!doubtful) continue;
-      this.watched.set(still.wire, host);
+      this.watched.set(still.wire, { host, came: false });
       (this.hold === null ? this.gaps : this.heldGaps).watch(still.wire, still.image);
     }
     return count;
