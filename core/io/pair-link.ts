@@ -185,6 +185,10 @@ export class PairLink implements Acceptor {
   get up(): boolean {
     return this.#link !== null;
   }
+  /** When anything of the peer was heard last; 0 when nothing ever was. While this process stood still it counts as heard until there was time to read. */
+  get heardAt(): number {
+    return this.#state.heardAt(this.#now());
+  }
   /** Highest epoch that the gateway of this name claimed over any link since the start; 0 for none. */
   epochOf(name: string): number {
     return this.#state.epochOf(name);

@@ -79,6 +79,31 @@ describeLab('a bad network', () => {
   });
 });
 
+describeLab('a gateway that sleeps longer than it would wait for its peer', () => {
+  const place = usePairLab();
+
+  it('does not take its own sleep for the silence of the other one, which serves', async () => {
+    const gateways = await startTakeover(place, { clients: 40, proof: 'command' });
+    const a = gateways.host('a');
+    const stop = await place.lab.recorder([gateways.address]);
+    const crowd = await Crowd.start(place, gateways);
+    await outlive(place, gateways, 'b', 'takeover');
+    await served(gateways, 'b');
+    await crowd.clients.watch();
+    const since = now();
+    for (let nap = 0; nap < 3; nap++) {
+      a.freeze();
+      await sleep(2000);
+      a.thaw();
+      await gateways.followed('b', crowd.connections);
+    }
+    expect(gateways.a.tail.filter((line) => line.includes('fencing the other gateway'))).toEqual([]);
+    await crowd.answered(since);
+    await crowd.unharmed();
+    expect(notInTurn(await stop(), gateways.address, ['a', 'b'])).toBeNull();
+  });
+});
+
 describeLab('an owner that sleeps longer than its lease', () => {
   const place = usePairLab();
 

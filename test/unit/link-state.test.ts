@@ -514,6 +514,20 @@ describe('a link', () => {
     expect(refusal(state.tick(30_000 + 2 * BEAT))?.code).toBe('OUTLIVE_PAIR_SILENT');
   });
 
+  it('says when the peer was heard, which it counts as while this process stood still', () => {
+    state.tick(BEAT);
+    state.heard(id, 300);
+    expect(state.heardAt(400)).toBe(300);
+    // It is not asked again before there was time to read.
+    expect([30_000, 30_010].map((now) => now - state.heardAt(now))).toEqual(Array(2).fill(SILENCE - 2 * BEAT));
+    state.tick(30_000);
+    expect(state.heardAt(30_000 + BEAT)).toBe(29_400);
+    // What a link ended with was heard, too.
+    state.heard(id, 30_300);
+    state.refused(id, { code: 'OUTLIVE_PAIR_SILENT', message: 'was not heard' }, 30_300);
+    expect(state.heardAt(60_000)).toBe(30_300);
+  });
+
   it('that goes down at once each time is built up ever more slowly; one that lived is built up at once', () => {
     const gaps: number[] = [];
     state = new LinkState(config('a', 'b'));

@@ -242,6 +242,18 @@ export class LinkState {
     return [this.#down(new CodedError('OUTLIVE_PAIR_LEFT', 'network', 'the peer took its leave'), now)];
   }
 
+  /** When the peer was last heard, on the link or on the last one; 0 when there was none. */
+  heardAt(now: number): number {
+    return this.#link === null ? this.#heardAt : this.#heardBy(now);
+  }
+
+  /** After a halt of this process what the peer sent meanwhile waits to be read: it gets two beats to be heard in. */
+  #heardBy(now: number): number {
+    const { silenceMs, beatMs } = this.#config;
+    const halted = now - this.#tickedAt > silenceMs / 2;
+    return halted ? Math.max(this.#heardAt, now - silenceMs + 2 * beatMs) : this.#heardAt;
+  }
+
   /** Something came on the link. */
   heard(id: number, now: number): void {
     if (this.#link?.id === id) this.#heardAt = now;
@@ -288,7 +300,7 @@ export class LinkState {
 
   /** Time has passed. */
   tick(now: number): Effect[] {
-    const late = now - Math.max(this.#tickedAt, 0);
+    this.#heardAt = this.heardAt(now);
     this.#tickedAt = now;
     if (this.#closed) return [];
     const effects: Effect[] = [];
@@ -299,8 +311,6 @@ export class LinkState {
       effects.push(...this.failed(candidate.id, peerError(what, 'OUTLIVE_PAIR_SILENT'), now));
     }
     if (this.#link !== null) {
-      // After a halt of this process what the peer sent meanwhile waits to be read: it gets two beats to be heard in.
-      if (late > silenceMs / 2) this.#heardAt = Math.max(this.#heardAt, now - silenceMs + 2 * beatMs);
       if (now >= this.#heardAt + silenceMs) {
         const what = `was not heard for ${silenceMs} ms`;
         effects.push(...this.failed(this.#link.id, peerError(what, 'OUTLIVE_PAIR_SILENT'), now));

@@ -647,7 +647,7 @@ export class Pair implements SessionPair {
       const situation = {
         now,
         self,
-        peer: peer.heard,
+        peer: peer.seen,
         link: peer.link,
         fence: this.fence,
         comparison: comparisons.get(peer)!,

@@ -70,6 +70,17 @@ export class Peer implements MemberView {
     return this.link.state === 'up';
   }
 
+  /**
+   * What it said last, and when it was heard at all, as decisions are to see it. Where much else is told statistics come late, and later still to a
+   * process that stood still: whoever took the peer for silent then would shoot one that is well.
+   */
+  get seen(): { readonly statistics: Statistics; readonly heardAt: number } | null {
+    const { heard, link, channel } = this;
+    // What was said over an earlier link counts no more, whatever is heard over this one.
+    if (heard === null || (link.state === 'up' && heard.heardAt < link.since)) return heard;
+    return { statistics: heard.statistics, heardAt: Math.max(heard.heardAt, channel.heardAt) };
+  }
+
   /** What it said last of an address; null when it never did. */
   says(address: string): AddressStatistics | null {
     return this.heard === null ? null : addressOf(this.heard.statistics, address);
