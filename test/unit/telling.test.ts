@@ -108,6 +108,25 @@ describe('who is told of the sessions', () => {
     expect(all.changes).toBe(1);
   });
 
+  it('is told by one choice as long as nothing of it can be missing', () => {
+    const all = scene();
+    const [near, far] = [all.near, all.far] as unknown as Peer[];
+    const { telling } = all;
+    all.up(all.far);
+    const first = telling.term(far)!;
+    expect([first > 0, telling.term(near), telling.term(null)]).toEqual([true, null, null]);
+    // It is there again at once, and has forgotten what it was told.
+    all.down(all.far, 'refused');
+    expect(telling.term(far)).toBeNull();
+    all.up(all.far);
+    expect(telling.term(far)!).toBeGreaterThan(first);
+    all.up(all.near);
+    all.pass(3000);
+    expect([telling.changing, telling.term(far), telling.term(near)]).toEqual([true, null, null]);
+    all.acked(all.far);
+    expect([telling.term(far), telling.term(near) !== null]).toEqual([null, true]);
+  });
+
   it('stays who it is while an address moves', () => {
     const all = scene();
     const { near, far, address } = all;

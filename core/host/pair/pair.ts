@@ -80,6 +80,8 @@ const SETTLE_MS = 2000;
 const FAREWELL_MS = 300;
 /** Connections that were half open when nobody new was let in any more are there after so long, on all but the longest ways. */
 const HANDSHAKE_MS = 200;
+/** A gateway that ends waits so long for the one that follows to be another one, if that is about to happen. */
+const CHANGE_MS = 1000;
 /** So many decisions are remembered for the status. */
 const REMEMBERED = 20;
 const POLL_MS = 20;
@@ -695,7 +697,7 @@ export class Pair implements SessionPair {
         break;
       case 'yield':
         // With its sessions only to who follows them, and not while that is about to be another one.
-        if (!one.serving || (peer === this.follower && !this.telling.changing)) void this.give(one, peer);
+        if (!one.serving || this.telling.term(peer) !== null) void this.give(one, peer);
         break;
       case 'stop':
         this.silence(one);
@@ -992,6 +994,8 @@ export class Pair implements SessionPair {
         return;
       }
       if (!one.serving) throw new Error('this gateway may no longer serve the address');
+      const term = this.telling.term(to);
+      if (term === null) throw new Error('the other gateway does not follow any more');
       const moving = this.world.sessions().filter((host) => host.address === address);
       if (moving.some(({ state }) => RECOVERING.has(state))) throw new Error('a database failover is under way');
       let position = -1;
@@ -1018,6 +1022,8 @@ export class Pair implements SessionPair {
       to.channel.flush();
       const heard = within(Promise.all(farewells), FAREWELL_MS);
       await this.shipper.confirmed(position, MOVE_MS);
+      // Somebody else may have confirmed it, the keeper or the next one that follows.
+      if (this.telling.term(to) !== term) throw new Error('the other gateway is gone');
       await heard;
       await one.leave();
       await one.resign();
@@ -1381,6 +1387,9 @@ export class Pair implements SessionPair {
     if (this.timer !== null) clearInterval(this.timer);
     if (this.wake !== null) clearTimeout(this.wake);
     this.load.stop();
+    const patience = this.now() + CHANGE_MS;
+    while (!this.stopped && this.telling.changing && this.now() < patience)
+      await new Promise((resolve) => setTimeout(resolve, POLL_MS));
     const { follower } = this;
     if (!this.stopped && this.config.conditions.operator && follower !== null && !this.telling.changing) {
       await Promise.all(this.addresses.filter(({ serving }) => serving).map((one) => this.give(one, follower)));

@@ -105,9 +105,17 @@ export class Telling {
     this.shipper.linkUp();
   }
 
+  /**
+   * By which choice this one is told of all that happens here; null when it is not, or is about to be told no more. As long as it is the same, what
+   * was told to it is known to it or on its way.
+   */
+  term(peer: Peer | null): number | null {
+    return peer !== null && peer === this.follower && this.leaving === null ? this.choice : null;
+  }
+
   /** True when addresses can be given to this one: it follows, and has been told of all sessions, as far as these can be told of. */
   ready(peer: Peer | null): boolean {
-    if (peer === null || peer !== this.follower || this.changing) return false;
+    if (this.term(peer) === null) return false;
     const { sessions, followed } = this.shipper.count;
     return followed === sessions || this.world.now() - this.toldAt >= TOLD_MS;
   }
