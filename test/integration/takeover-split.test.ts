@@ -2,12 +2,23 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { expect, it } from 'vitest';
 import type { LogEvent } from '../../core/host/demo/lab/gateway.js';
 import { now } from '../../core/host/demo/workload.js';
-import { Crowd, notInTurn, outlive, served, startTakeover } from '../kit/gateway-pair.js';
+import { Crowd, notInTurn, outlive, Program, served, startTakeover } from '../kit/gateway-pair.js';
 import { describeLab, usePairLab } from '../kit/pair-lab.js';
 import { eventually } from '../kit/servers.js';
+import { PORT } from '../kit/takeover.js';
 
 /** K5: both gateways live, and the network between them, or between them and the lease store, does not. */
 const TTL_MS = 3000;
+
+/** A client that connects and then says nothing, until it hears that the connection is gone. */
+const COMER = `
+import { connect } from 'node:net';
+const [host, port] = process.argv.slice(1);
+const socket = connect(Number(port), host, () => console.log(JSON.stringify({ connected: true })));
+socket.on('error', () => {});
+socket.on('close', () => console.log(JSON.stringify({ ended: true })));
+process.stdin.resume().on('end', () => process.exit());
+`;
 
 const fellSilent = ({ code }: LogEvent) => code === 'OUTLIVE_OWNERSHIP_LOST';
 
@@ -129,6 +140,9 @@ describeLab('a network that is cut', () => {
     const gateways = await startTakeover(place, { clients: 40, proof: 'etcd' });
     const store = place.lab.host('etcd');
     const crowd = await Crowd.start(place, gateways);
+    // One that is about to log in cannot stand still.
+    const comer = new Program(place, place.lab.host('client'), COMER, [gateways.address, String(PORT)]);
+    await eventually(() => comer.last?.connected);
     // Nobody else may go on with them.
     await gateways.crash('b');
     await gateways.a.event(({ code }) => code === 'OUTLIVE_PAIR_LOST');
@@ -150,11 +164,12 @@ describeLab('a network that is cut', () => {
     await store.mend();
     const serves = async () => (await gateways.a.status()).pair.addresses[0].owner === 'a';
     await eventually(serves, { timeoutMs: 20_000 });
+    await eventually(() => comer.last.ended, { message: 'who could not stand still hears of it' });
     await place.pair.failover();
     await crowd.answered(since);
     await crowd.unharmed();
     // They had been here all the time.
-    expect(await gateways.counts('a')).toMatchObject({ kept: 0, reset: 0 });
+    expect(await gateways.counts('a')).toMatchObject({ kept: 0, reset: 1 });
   });
 
   it('between the gateways: without a lease and a fence nothing is taken over', async () => {

@@ -1,3 +1,4 @@
+import type { Mention } from '../../cluster/records.js';
 import type { AddressPlugin, Lease, Log } from '../../contract/index.js';
 import type { Guard } from '../../io/guard.js';
 import type { AddressConfig } from '../config/index.js';
@@ -41,6 +42,8 @@ export class PairAddress {
   private newcomers = true;
   /** This gateway fell silent, and its connections stand still: under which epoch (of the lease, if there is one) it was served, and since when. */
   halted: { readonly epoch: number; readonly at: number } | null = null;
+  /** Connections that could not stand still when this gateway fell silent: nobody has them, and their clients have not heard of it. */
+  forsaken: readonly Mention[] = [];
   private renewal: NodeJS.Timeout | null = null;
   /** The renewal under way. */
   private renewing: Promise<void> = Promise.resolve();

@@ -912,7 +912,7 @@ export class Pair implements SessionPair {
   private turnAway(address: string, strangers: readonly Mention[]): void {
     this.log.warn(
       { code: NOT_MOVABLE.code, address, connections: strangers.length },
-      'connections that came with an address and cannot be gone on with are reset (TLS, replication, or about to log in)',
+      'connections on an address that cannot be gone on with are reset (TLS, replication, or about to log in)',
     );
     this.provoke(address, strangers);
   }
@@ -1065,6 +1065,7 @@ export class Pair implements SessionPair {
   /** The other gateway has the address: its connections are no more here. */
   private moved(one: PairAddress): void {
     one.halted = null;
+    one.forsaken = [];
     for (const host of this.world.sessions()) if (host.address === one.address) host.vanish(standStill, vanish);
   }
 
@@ -1232,10 +1233,13 @@ export class Pair implements SessionPair {
     );
     one.halted = { epoch: one.lease?.epoch ?? one.epoch, at: this.now() };
     one.standing = true;
+    const forsaken: Mention[] = [];
     for (const host of this.world.sessions()) {
-      if (host.address !== one.address) continue;
-      if (!host.halt(standStill)) host.vanish(standStill, vanish);
+      if (host.address !== one.address || host.halt(standStill)) continue;
+      forsaken.push(host.ends);
+      host.vanish(standStill, vanish);
     }
+    one.forsaken = forsaken;
     this.follower?.channel.flush();
     if (one.moving) {
       // Whoever moves it sees that it is not served any more.
@@ -1270,8 +1274,12 @@ export class Pair implements SessionPair {
    * @returns how many connections go on
    */
   private resume(one: PairAddress, doubtful = false): number {
+    const { forsaken } = one;
     one.halted = null;
     one.standing = false;
+    one.forsaken = [];
+    this.counts.reset += forsaken.length;
+    if (forsaken.length > 0) this.turnAway(one.address, forsaken);
     let count = 0;
     for (const host of this.world.sessions()) {
       const still = host.address === one.address ? host.goOnHere(goOn) : null;
