@@ -140,9 +140,6 @@ describeLab('a network that is cut', () => {
     const gateways = await startTakeover(place, { clients: 40, proof: 'etcd' });
     const store = place.lab.host('etcd');
     const crowd = await Crowd.start(place, gateways);
-    // One that is about to log in cannot stand still.
-    const comer = new Program(place, place.lab.host('client'), COMER, [gateways.address, String(PORT)]);
-    await eventually(() => comer.last?.connected);
     // Nobody else may go on with them.
     await gateways.crash('b');
     await gateways.a.event(({ code }) => code === 'OUTLIVE_PAIR_LOST');
@@ -157,6 +154,9 @@ describeLab('a network that is cut', () => {
       },
       { message: () => `${least} sessions look for a server: ${JSON.stringify(seen)}` },
     );
+    // One that is about to log in cannot stand still.
+    const comer = new Program(place, place.lab.host('client'), COMER, [gateways.address, String(PORT)]);
+    await eventually(() => comer.last?.connected);
     await crowd.clients.watch();
     await store.cut();
     await gateways.a.event(fellSilent);
