@@ -43,6 +43,32 @@ describeLab('three gateways', () => {
     120_000,
   );
 
+  it.skipIf(ackHoldUnavailable() !== null)(
+    'under keepers: one whose engine dies goes on, and whoever follows is told all anew',
+    async () => {
+      const holdAcknowledgements = { interface: place.lab.host('a').interface };
+      // Engines take their time to start where several tests share a machine.
+      const pair = { holdAcknowledgements, restart: '6s' };
+      const group = await startGroup(place, { names: NAMES, clients: 60, kept: true, pair });
+      const crowd = await GroupClients.start(place, group, COUNTS);
+      await group.settled({ a: ['a'], b: ['b'], c: ['c'] });
+      await crowd.clients.watch();
+      let since = now();
+      expect(await group.crashEngine('a')).toMatchObject({ connections: total(COUNTS) / 3, lost: 0 });
+      await crowd.answered(since);
+      await group.settled({ a: ['a'], b: ['b'], c: ['c'] });
+
+      const shadow = group.shadow('a')!;
+      await crowd.clients.watch();
+      since = now();
+      await group.crash('a');
+      expect(await group.took(shadow, 'a')).toMatchObject({ connections: total(COUNTS) / 3, lost: 0 });
+      await crowd.answered(since);
+      await crowd.unharmed();
+    },
+    120_000,
+  );
+
   it('lose one together with its follower: the third serves its address too, and its clients hear of it at once', async () => {
     const group = await startGroup(place, { names: NAMES, clients: 60 });
     const counts = { idle: 6, transaction: 6 };

@@ -16,6 +16,8 @@ export interface GatewayGroupOptions {
   readonly names: readonly string[];
   /** Room for so many clients on each. Default 120. */
   readonly clients?: number;
+  /** Each is the engine of a keeper. */
+  readonly kept?: boolean;
   /** Added to the pair. */
   readonly pair?: object;
 }
@@ -24,6 +26,8 @@ export interface GatewayGroupOptions {
 export class GatewayGroup {
   readonly running = new Map<string, GatewayProcess>();
   readonly #draining = new Set<string>();
+  /** Pids of engines by the name of their gateway. */
+  readonly #engines = new Map<string, number>();
   readonly #place: PairLab;
   readonly #options: GatewayGroupOptions;
   readonly #secret: string;
@@ -64,10 +68,35 @@ export class GatewayGroup {
   async start(name: string): Promise<void> {
     const onEvent = (event: LogEvent) => {
       if (process.env.LOG) process.stderr.write(`${name} ${JSON.stringify(event)}\n`);
+      if (event.msg === 'the engine is started') this.#engines.set(name, event.pid as number);
     };
-    const started = await startGatewayIn(this.#place.lab.host(name), this.#config(name), { onEvent });
-    this.#place.atEnd(() => started.kill());
+    const command = this.#options.kept ? ['keeper'] : ['run'];
+    const started = await startGatewayIn(this.#place.lab.host(name), this.#config(name), { command, onEvent });
+    this.#place.atEnd(async () => {
+      // A keeper first: it would start another engine. Its log ends with the engine's.
+      const killed = started.kill();
+      this.#kill(name);
+      await killed;
+    });
     this.running.set(name, started);
+  }
+
+  /** Kills the engine of a gateway. @returns what the log of the next one says of the address that is at home there */
+  async crashEngine(name: string): Promise<{ connections: number; lost: number; epoch: number }> {
+    const { epoch } = (await this.gateway(name).status()).pair.addresses[this.#options.names.indexOf(name)];
+    this.#kill(name);
+    const again = (event: LogEvent) => event.address === this.address(name) && (event.epoch as number) > epoch;
+    return (await this.gateway(name).event((event) => event.msg === 'serving an address' && again(event))) as never;
+  }
+
+  #kill(name: string): void {
+    const pid = this.#engines.get(name);
+    this.#engines.delete(name);
+    try {
+      if (pid !== undefined) process.kill(pid, 'SIGKILL');
+    } catch {
+      // It is gone.
+    }
   }
 
   /** What a power cut does to a gateway's host. It is rebooted when the test is over, if it was not before. */
@@ -154,11 +183,12 @@ export class GatewayGroup {
   }
 
   #config(name: string): object {
-    const { names, clients = 120, pair } = this.#options;
+    const { names, clients = 120, kept = false, pair } = this.#options;
     const { lab } = this.#place;
     const at = (each: string) => `${lab.host(each).address}:${LINK}`;
     return {
       ...configInFront(this.#place.pair, `0.0.0.0:${PORT}`, clients),
+      ...(kept ? { keeper: { socket: `./keeper-${name}/socket` } } : {}),
       pair: {
         name,
         listen: at(name),
