@@ -156,7 +156,7 @@ describeLab('a network that is cut', () => {
     );
     // One that is about to log in cannot stand still.
     const comer = new Program(place, place.lab.host('client'), COMER, [gateways.address, String(PORT)]);
-    await eventually(() => comer.last?.connected);
+    await eventually(() => comer.last?.connected === true);
     await crowd.clients.watch();
     await store.cut();
     await gateways.a.event(fellSilent);
@@ -164,7 +164,7 @@ describeLab('a network that is cut', () => {
     await store.mend();
     const serves = async () => (await gateways.a.status()).pair.addresses[0].owner === 'a';
     await eventually(serves, { timeoutMs: 20_000 });
-    await eventually(() => comer.last.ended, { message: 'who could not stand still hears of it' });
+    await eventually(() => comer.last.ended === true, { message: 'who could not stand still hears of it' });
     await place.pair.failover();
     await crowd.answered(since);
     await crowd.unharmed();
