@@ -47,8 +47,8 @@ describeLab('three gateways', () => {
     'under keepers: one whose engine dies goes on, and whoever follows is told all anew',
     async () => {
       const holdAcknowledgements = { interface: place.lab.host('a').interface };
-      // Engines take their time to start where several tests share a machine.
-      const pair = { holdAcknowledgements, restart: '6s' };
+      // Engines take their time to start where several tests share a machine: 6 s were seen.
+      const pair = { holdAcknowledgements, restart: '20s' };
       const group = await startGroup(place, { names: NAMES, clients: 60, kept: true, pair });
       const crowd = await GroupClients.start(place, group, COUNTS);
       await group.settled({ a: ['a'], b: ['b'], c: ['c'] });
