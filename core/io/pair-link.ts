@@ -430,9 +430,6 @@ export class PairLink implements Acceptor {
       this.#do(this.#state.failed(connection.id, error, this.#now()));
       return;
     }
-    if (connection.owes && !connection.scheduled && !connection.over) {
-      this.#schedule(connection);
-    }
   }
 
   #frame(connection: Connection, type: number, body: Uint8Array): void {
@@ -457,6 +454,8 @@ export class PairLink implements Acceptor {
   }
 
   #records(connection: Connection, body: Uint8Array): void {
+    // Before the records are given away: what is done with them later in this turn comes after their acknowledgement has left.
+    if (!connection.scheduled) this.#schedule(connection);
     connection.expected = decodeBatch(body, connection.expected, connection.onRecord);
     connection.owes = true;
   }

@@ -120,7 +120,7 @@ export class ToldRig extends EngineRig {
 
   /** The shadow of the session; throws when it is not followed. */
   get shadow() {
-    const shadow = this.follower.shadows.get(this.replica.id);
+    const shadow = this.follower.shadow(this.replica.id);
     if (shadow === undefined) throw new Error('the session is not followed');
     return shadow;
   }
