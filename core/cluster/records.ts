@@ -99,6 +99,11 @@ export interface Snapshot {
   readonly capsule: unknown;
   /** Bytes of the client that it was given so far. */
   readonly received: number;
+  /**
+   * Its host may have acknowledged the first so many bytes of the client before it began to hold acknowledgements: without them nobody can go on, and
+   * the client will not send them again. 0 where none are held.
+   */
+  readonly promised: number;
   /** Bytes that the client was or will be told so far. */
   readonly said: number;
   /** The last of these bytes, which its TCP has not acknowledged; those that its kernel was not given are all among them. */

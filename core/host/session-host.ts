@@ -407,7 +407,7 @@ export class SessionHost implements SessionIo, Relocatable {
     };
   }
 
-  private snapshot(): Omit<Snapshot, 'said' | 'unsaid'> | null {
+  private snapshot(): Omit<Snapshot, 'said' | 'unsaid' | 'promised'> | null {
     const { origin, session } = this;
     const capsule = session!.capsule();
     if (capsule === null) return null;

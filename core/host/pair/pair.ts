@@ -427,6 +427,8 @@ export class Pair implements SessionPair {
       if (fd >= 0) held.prod(fd);
     };
     return {
+      // Looked at when nothing more can be acknowledged.
+      promised: received + tcp.unread(tcp.fdOf(wire)),
       safe: (bytes) => {
         held.acknowledge(tcp.at(receiveBase, bytes));
         // Answers tell the client of little; without a word, one who sends much would wait for its window.
