@@ -8,9 +8,8 @@ export default defineConfig({
     globalSetup: 'test/kit/scratch.ts',
     testTimeout: 120_000,
     hookTimeout: 120_000,
-    // Real servers on two cores: files run two at a time, tests inside a file in order. `npm test` runs one of either project at a time, so that
-    // no two labs are there at once.
-    maxWorkers: 2,
+    // Real servers on two cores: `npm test` runs both projects at once, each one file after the other, so that no two labs are there at a time.
+    maxWorkers: 1,
     pool: 'forks',
     projects: [
       { extends: true, test: { name: 'labs', include: LABS } },
