@@ -1,8 +1,11 @@
 import { type AddressStatistics, addressOf, type Condition, reachedClusters, type Statistics } from './statistics.js';
 
 /**
- * What a gateway does about each address of the pair, decided from what is known: a list of rules finds where the address should be (the
+ * What a gateway does about each address, decided from what is known: a list of rules finds where the address should be (the
  * wish), and a table says what may be done about it (the action). Pure: the same situation gives the same decision.
+ *
+ * There are two gateways in it, this one and its peer. Of several, the peer is the one that matters for the address (`counterpartOf`), and of
+ * the others only counts how many of them go first (`aheadOf`).
  *
  * Two hosts alone cannot tell a dead peer from a cut cable. Therefore nothing is taken from a silent peer without a proof that it does not
  * write any more: the lease of the store, or a fence command that succeeded after it was last heard.
@@ -61,6 +64,8 @@ export interface DecisionTiming {
   readonly fenceDelay: number;
   /** A fence command that failed is run again after so long. Default 5000. */
   readonly fenceRetry: number;
+  /** Each gateway that goes first with an address that is free has so long for it. Default 5000. */
+  readonly turn: number;
 }
 
 export const DEFAULT_TIMING: DecisionTiming = {
@@ -73,6 +78,7 @@ export const DEFAULT_TIMING: DecisionTiming = {
   leaseMargin: 500,
   fenceDelay: 2000,
   fenceRetry: 5000,
+  turn: 5000,
 };
 
 /**
@@ -119,6 +125,10 @@ export interface AddressSituation {
   readonly given: boolean;
   /** Whoever had a lease under this gateway's name is dead, and its lease may be taken on. */
   readonly heir: boolean;
+  /** How many gateways that are there go first where the address has no owner any more: its shadow, then its home. 0 in a pair. */
+  readonly ahead: number;
+  /** Since when nobody has the lease, as far as is known; null when somebody has it, or that is not known. */
+  readonly freeSince: number | null;
   readonly lease: {
     /** Until when this gateway's own lease is valid; null when it has none. */
     readonly validUntil: number | null;
@@ -269,6 +279,8 @@ export interface Facts {
   readonly home: boolean;
   /** The time that a peer is given to come up is over. */
   readonly waited: boolean;
+  /** No other gateway goes first with the address, or it had its time. */
+  readonly turn: boolean;
   readonly proof: Proof;
 }
 
@@ -277,6 +289,7 @@ export function observe(situation: Situation, address: AddressSituation): Facts 
   const { now, self, peer, timing } = situation;
   const contact = contactOf(situation);
   const linked = contact === 'linked';
+  const proof = proofOf(situation, address);
   return {
     moving: address.moving,
     isolated:
@@ -294,8 +307,14 @@ export function observe(situation: Situation, address: AddressSituation): Facts 
     place: placeOf(situation, address, contact),
     home: isHome(situation, address, contact),
     waited: now - situation.startedAt >= timing.start,
-    proof: proofOf(situation, address),
+    turn: proof === 'mine' || turnOf(situation, address),
+    proof,
   };
+}
+
+/** Only one asks for what is free: the others would take it from who has its sessions. */
+function turnOf({ now, timing }: Situation, { serving, ahead, freeSince }: AddressSituation): boolean {
+  return serving || ahead === 0 || (freeSince !== null && now - freeSince >= ahead * timing.turn);
 }
 
 function lastHeard({ peer, startedAt }: Situation): number {
@@ -420,6 +439,7 @@ export const RULES = [
   { name: 'moving',                wish: 'moving',   when: (f) => f.moving },
   { name: 'isolated',              wish: 'isolated', when: (f) => f.isolated },
   { name: 'kept',                  wish: 'here',     when: (f) => f.place === 'kept' },
+  { name: 'others-first',          wish: 'stay',     when: (f) => !f.turn },
   { name: 'operator-take',         wish: 'here',     when: (f, on) => on.operator && f.order === 'take' && !brief(f) },
   { name: 'operator-give',         wish: 'there',    when: (f, on) => on.operator && f.order === 'give' && accepts(f) },
   { name: 'draining',              wish: 'there',    when: (f, on) => on.operator && f.selfDraining && accepts(f) },
@@ -562,7 +582,7 @@ export function judge(facts: Facts, conditions: ConditionsConfig): Omit<Decision
 }
 
 /**
- * Decides about every address of the pair.
+ * Decides about addresses for which the same peer matters.
  *
  * @returns one decision per address, in the order of `situation.addresses`. Whoever carries them out decides anew right before a process that
  *   was asleep writes its first byte, and at the latest when {@link nextLook} says.
@@ -593,9 +613,10 @@ export function nextLook(situation: Situation): number {
     fence.at + timing.fenceRetry,
     comparison.since + timing.unreachable,
     startedAt + timing.start,
-    ...addresses.flatMap(({ lease: { validUntil } }) =>
-      validUntil === null ? [] : [validUntil - timing.leaseMargin, validUntil],
-    ),
+    ...addresses.flatMap(({ ahead, freeSince, lease: { validUntil } }) => [
+      ...(validUntil === null ? [] : [validUntil - timing.leaseMargin, validUntil]),
+      ...(freeSince === null ? [] : [freeSince + ahead * timing.turn]),
+    ]),
   ];
   return Math.min(...moments.map((moment) => (moment > now ? moment : Number.POSITIVE_INFINITY)));
 }

@@ -33,6 +33,10 @@ export const RECORD = {
   unmention: 12,
   /** The highest epoch that is known of an address: {@link Epoch}. For the next process on this host only; the session is 0. */
   epoch: 13,
+  /** From here on the one that is told this follows the sessions of this gateway, which are told anew; 8 bytes, a double: see `Statistics.follows`. */
+  follow: 14,
+  /** It does not any more: it is to forget them, and whatever is told of them until it is chosen again. */
+  unfollow: 15,
 } as const;
 
 /** One end of a connection. */
@@ -95,6 +99,11 @@ export interface Snapshot {
   readonly capsule: unknown;
   /** Bytes of the client that it was given so far. */
   readonly received: number;
+  /**
+   * Its host may have acknowledged the first so many bytes of the client before it began to hold acknowledgements: without them nobody can go on, and
+   * the client will not send them again. 0 where none are held.
+   */
+  readonly promised: number;
   /** Bytes that the client was or will be told so far. */
   readonly said: number;
   /** The last of these bytes, which its TCP has not acknowledged; those that its kernel was not given are all among them. */

@@ -35,6 +35,8 @@ export class Shadow {
   origin: PlainOrigin | null = null;
   /** Bytes of the client that have come. */
   received = 0;
+  /** So many of them it will not send again: see {@link Snapshot.promised}. */
+  private promised = 0;
   /** Bytes that the client was or will be told. */
   said = 0;
   /** So many of them its TCP has acknowledged, for all that is known. */
@@ -65,7 +67,9 @@ export class Shadow {
 
   /** True when this gateway could go on with the session at this moment. */
   get complete(): boolean {
-    return this.session !== null && !this.closing && this.acknowledged >= this.from && this.opening.tcp !== null;
+    const { session, opening, received, promised } = this;
+    if (session === null || opening.tcp === null || this.closing) return false;
+    return this.acknowledged >= this.from && received >= promised;
   }
 
   /** Bytes of what the client was told, from {@link acknowledged} on. Only when {@link complete}. */
@@ -142,7 +146,7 @@ export class Shadow {
 
   private thaw(snapshot: Snapshot): void {
     const { codec, options, limits } = this.world;
-    const { capsule, received, said, unsaid, origin } = snapshot;
+    const { capsule, received, promised, said, unsaid, origin } = snapshot;
     const context = { greeting: this.opening.greeting, shared: () => this.shared(), options };
     const before = this.session === null ? null : this.said;
     const { session, codec: own } = Session.thaw(capsule, codec, context, limits, this.io, NO_STATS);
@@ -150,6 +154,7 @@ export class Shadow {
     this.codec = own;
     this.origin = origin;
     this.received = received;
+    this.promised = promised;
     this.said = said;
     // What was said before is known only when this shadow followed it.
     if (before !== said) {

@@ -43,7 +43,7 @@ export interface Load {
   readonly requestsPerSecond: number;
 }
 
-/** What gateways of a pair tell each other on every beat: plain data, fit for JSON. */
+/** What gateways tell each other on every beat: plain data, fit for JSON. */
 export interface Statistics {
   /** Name of the gateway in the configuration. */
   readonly name: string;
@@ -57,10 +57,12 @@ export interface Statistics {
   readonly addresses: Readonly<Record<string, AddressStatistics>>;
   /** Clients that are served now. */
   readonly clients: number;
-  /** Sessions of the other gateway that are followed here, and how many of these are complete enough to be adopted. */
+  /** Sessions of the gateway that is told this that are followed here, and how many of these are complete enough to be adopted. */
   readonly shadows: { readonly total: number; readonly adoptable: number };
+  /** The gateways whose sessions are followed here, and by which choice of theirs: a later one has a greater number. */
+  readonly follows: Readonly<Record<string, number>>;
   readonly reaches: {
-    /** The other gateway was heard lately. */
+    /** The gateway that is told this was heard lately. */
     readonly peer: boolean;
     /** By `cluster/server`. */
     readonly backends: Readonly<Record<string, BackendReach>>;
@@ -77,6 +79,7 @@ export interface Statistics {
 /** More than any real pair has; keeps what a broken peer can make this gateway hold small. */
 const MOST_ADDRESSES = 256;
 const MOST_BACKENDS = 1024;
+const MOST_MEMBERS = 256;
 
 // Names end up in logs and on terminals: no control characters, nothing invisible.
 const name = z.string().regex(/^[^\p{C}\p{Zl}\p{Zp}]{1,255}$/u, 'must be 1 to 255 visible characters');
@@ -108,6 +111,7 @@ const SHAPE = z.strictObject({
   shadows: z
     .strictObject({ total: count, adoptable: count })
     .refine(({ total, adoptable }) => adoptable <= total, { error: 'more are adoptable than there are' }),
+  follows: table(count, MOST_MEMBERS),
   reaches: z.strictObject({
     peer: z.boolean(),
     backends: table(z.enum(['ok', 'unreachable', 'read-only']), MOST_BACKENDS),

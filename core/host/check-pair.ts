@@ -1,3 +1,4 @@
+import { ranked } from '../cluster/rendezvous.js';
 import { guardUnavailable } from '../io/guard.js';
 import { ackHoldUnavailable } from '../io/hold/index.js';
 import { runCommand } from '../io/index.js';
@@ -27,11 +28,11 @@ export async function tryAbilities(): Promise<Abilities> {
 /** The pair of a configuration as plain data, sizes in bytes, times in ms. Null without one. */
 export function describePair({ pair }: Config, here: Abilities | null) {
   if (pair === null) return null;
-  const { name, listen, peer, beat, silence, backlog, withoutPeer, guard, holdAcknowledgements, conditions } = pair;
+  const { name, listen, peers, beat, silence, backlog, withoutPeer, guard, holdAcknowledgements, conditions } = pair;
   return {
     name,
     listen,
-    peer,
+    peers,
     auth: pair.secret === null ? 'tls' : 'secret',
     beat,
     silence,
@@ -58,16 +59,26 @@ function proof({ lease, fence }: Pick<PairReport, 'lease' | 'fence'>): string {
   return 'NOTHING: a silent gateway is never taken over';
 }
 
+/** Who follows the sessions of this gateway, depending on who is there. */
+function followers({ name, peers }: PairReport): string {
+  const [first, ...others] = ranked(
+    name,
+    peers.map((peer) => peer.name),
+  );
+  return `${first}; when that is gone, ${others.join(', then ')}`;
+}
+
 /** The rows of the report about the pair. */
 export function pairRows(pair: PairReport): [string, string][] {
   const { here } = pair;
   const able = (why: string | null | undefined) => (here === null ? 'not tried' : why === null ? 'yes' : `NO: ${why}`);
   const off = Object.entries(pair.conditions).filter(([, on]) => !on);
   return [
-    [
-      'link',
-      `${pair.listen.host}:${pair.listen.port} to ${pair.peer.name} at ${pair.peer.address.host}:${pair.peer.address.port}, ${pair.auth === 'tls' ? 'mutual TLS' : 'a shared secret'}`,
-    ],
+    ...pair.peers.map(({ name, address }, index): [string, string] => [
+      pair.peers.length === 1 ? 'link' : `link ${index + 1}`,
+      `${pair.listen.host}:${pair.listen.port} to ${name} at ${address.host}:${address.port}, ${pair.auth === 'tls' ? 'mutual TLS' : 'a shared secret'}`,
+    ]),
+    ...(pair.peers.length === 1 ? [] : [['followed by', followers(pair)] satisfies [string, string]]),
     ['silence', `not heard for ${formatDuration(pair.silence)}, a beat every ${formatDuration(pair.beat)}`],
     ['memory', `at most ${formatSize(pair.backlog)} wait for the other gateway`],
     ['proof', proof(pair)],

@@ -99,8 +99,11 @@ export class Stats {
 
 /** What a gateway of a pair counts, as it is when asked. */
 export interface PairFigures {
+  /** To any other gateway. */
   readonly linkUp: boolean;
-  /** Sessions here that the other gateway follows. */
+  /** The other gateways by name: whether the link to each is up, and whether it follows the sessions here. */
+  readonly peers: readonly { readonly peer: string; readonly linked: boolean; readonly follows: boolean }[];
+  /** Sessions here that another gateway follows. */
   readonly followed: number;
   /** Sessions of the other gateway: those that are followed here, and those of them that could be gone on with now. */
   readonly shadows: { readonly total: number; readonly adoptable: number };
@@ -240,9 +243,21 @@ export function createMetrics(
           for (const each of pair().addresses) this.set({ address: each.address }, read(each));
         },
       });
-    gauge('outlive_pair_link_up', 'Whether the other gateway is there.', ({ linkUp }) => Number(linkUp));
-    gauge('outlive_pair_followed', 'Sessions here that the other gateway follows.', ({ followed }) => followed);
-    gauge('outlive_pair_shadows', 'Sessions of the other gateway that are followed here.', (f) => f.shadows.total);
+    gauge('outlive_pair_link_up', 'Whether any other gateway is there.', ({ linkUp }) => Number(linkUp));
+    const byPeer = (name: string, help: string, read: (of: PairFigures['peers'][number]) => number) =>
+      new Gauge({
+        name,
+        help,
+        registers,
+        labelNames: ['peer'],
+        collect() {
+          for (const each of pair().peers) this.set({ peer: each.peer }, read(each));
+        },
+      });
+    byPeer('outlive_pair_peer_up', 'Whether the link to this other gateway is up.', ({ linked }) => Number(linked));
+    byPeer('outlive_pair_peer_follows', 'Whether it follows the sessions here.', ({ follows }) => Number(follows));
+    gauge('outlive_pair_followed', 'Sessions here that another gateway follows.', ({ followed }) => followed);
+    gauge('outlive_pair_shadows', 'Sessions of other gateways that are followed here.', (f) => f.shadows.total);
     gauge('outlive_pair_adoptable', 'Those of them that could be gone on with now.', (f) => f.shadows.adoptable);
     counter(
       'outlive_pair_shadows_failed_total',

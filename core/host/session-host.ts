@@ -403,7 +403,7 @@ export class SessionHost implements SessionIo, Relocatable {
     };
   }
 
-  private snapshot(): Omit<Snapshot, 'said' | 'unsaid'> | null {
+  private snapshot(): Omit<Snapshot, 'said' | 'unsaid' | 'promised'> | null {
     const { origin, session } = this;
     const capsule = session!.capsule();
     if (capsule === null) return null;
@@ -1010,6 +1010,8 @@ export class SessionHost implements SessionIo, Relocatable {
             signal: this.abort.signal,
             urgent: () => this.owes,
           });
+          // It was not reached a moment ago, and is the same one after all.
+          if (connection.server === this.origin?.server) await this.endOldBackend(over, true);
           if (over()) {
             discard(connection);
             return;
@@ -1201,15 +1203,22 @@ export class SessionHost implements SessionIo, Relocatable {
    * Where only the connection broke and the server has not noticed, its old session still holds the locks of this one, and what is
    * about to be repeated would wait for them.
    * @param over true once the search for which this is done is void
+   * @param there true: the server has just let this session in, and is asked again where it does not answer. False: where it does not, nothing is done
    */
-  private async endOldBackend(over: () => boolean): Promise<void> {
+  private async endOldBackend(over: () => boolean, there = false): Promise<void> {
     const { origin } = this;
     const { cluster, choice, log } = this.env;
     if (origin === null || origin === this.endedOrigin) return;
-    if (choice === null ? cluster.primary() !== origin.server : !origin.server.reachable) return;
+    if (!there && (choice === null ? cluster.primary() !== origin.server : !origin.server.reachable)) return;
     for (let failures = 0; ; ) {
       try {
-        if (over() || (await cluster.doubt(origin.server, origin.facts.instance, choice)) !== 'same' || over()) return;
+        if (over()) return;
+        const verdict = await cluster.doubt(origin.server, origin.facts.instance, choice);
+        if (over()) return;
+        if (verdict === 'restarted') this.endedOrigin = origin;
+        if (verdict === 'gone' && there)
+          throw new CodedError('OUTLIVE_EXCHANGE_TIMEOUT', 'server', 'it did not answer');
+        if (verdict !== 'same') return;
         await cluster.terminate(origin.server, origin.backendId, () => this.owes);
         this.endedOrigin = origin;
         return;
@@ -1229,7 +1238,7 @@ export class SessionHost implements SessionIo, Relocatable {
     }
   }
 
-  /** The origin whose session was ended. */
+  /** The origin whose session was ended, or ended with its server. */
   private endedOrigin: BackendConnection['origin'] = null;
 
   replayed(result: 'done' | 'diverged' | 'retry'): void {

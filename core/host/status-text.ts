@@ -2,13 +2,28 @@ import Table from 'cli-table3';
 import { REASONS } from '../cluster/decide.js';
 import { CONDITIONS, type Statistics } from '../cluster/statistics.js';
 
+/** Another gateway as one tells of it. */
+export interface PeerStatus {
+  readonly name: string;
+  readonly link: 'up' | 'down';
+  readonly heardMsAgo: number | null;
+  /** Who follows its sessions, as far as is known; null for nobody. */
+  readonly followedBy: string | null;
+  /** The last that was heard of it; null when it was never heard. */
+  readonly statistics: Statistics | null;
+}
+
 /** What a gateway tells of its pair. */
 export interface PairStatus {
   readonly self: Statistics;
-  /** The last that was heard of the other gateway; null when it was never heard. */
+  /** The last that was heard of the other gateway, of several of the one that follows; null when it was never heard. */
   readonly peer: Statistics | null;
   readonly peerHeardMsAgo: number | null;
   readonly link: 'up' | 'down';
+  /** Who follows the sessions here; null for nobody. */
+  readonly follower?: string | null;
+  /** All other gateways. */
+  readonly peers?: readonly PeerStatus[];
   readonly addresses: readonly {
     readonly address: string;
     /** Null when nobody is known to serve it. */
@@ -122,13 +137,24 @@ export function statusText(status: unknown): string {
 
 function pairText(pair: PairStatus): string[] {
   const { self, peer, peerHeardMsAgo: heard, link, addresses, decisions, unmovable } = pair;
+  const { peers = [], follower = null } = pair;
+  const several = peers.length > 1;
   const parts: string[] = [];
-  const ago = heard === null ? 'never heard' : `heard ${duration(heard)} ago`;
-  parts.push(
-    `Link to ${peer === null ? 'the other gateway' : plain(peer.name)} ${link === 'up' ? 'up' : 'DOWN'}, ${ago}`,
-  );
+  if (several) {
+    parts.push(...peers.map(({ name, ...of }) => linkText(name, of.link, of.heardMsAgo)));
+    const follow = [{ name: self.name, followedBy: follower }, ...peers];
+    parts.push(
+      table(
+        ['Sessions of', 'Followed by'],
+        follow.map(({ name, followedBy }) => [name, followedBy ?? 'NOBODY']),
+      ),
+    );
+  } else parts.push(linkText(peer?.name ?? 'the other gateway', link, heard));
   if (unmovable != null) parts.push(`Connections cannot be moved: ${plain(unmovable)}`);
-  parts.push(sideBySide(self, peer, link === 'up'));
+  const others = several
+    ? peers.map(({ name, link, statistics }) => ({ name, linked: link === 'up', statistics }))
+    : [{ name: peer?.name ?? 'the other one', linked: link === 'up', statistics: peer }];
+  parts.push(sideBySide(self, others));
   if (addresses.length > 0) {
     const rows = addresses.map(({ address, owner, epoch, leaseLeftMs }) => [
       address,
@@ -147,21 +173,38 @@ function pairText(pair: PairStatus): string[] {
   return parts;
 }
 
-/** The two statistics, a row for each figure. */
-function sideBySide(self: Statistics, peer: Statistics | null, linked: boolean): string {
+function linkText(name: string, link: 'up' | 'down', heard: number | null): string {
+  const ago = heard === null ? 'never heard' : `heard ${duration(heard)} ago`;
+  return `Link to ${plain(name)} ${link === 'up' ? 'up' : 'DOWN'}, ${ago}`;
+}
+
+interface Other {
+  readonly name: string;
+  readonly linked: boolean;
+  readonly statistics: Statistics | null;
+}
+
+/** The statistics of all gateways, a row for each figure. */
+function sideBySide(self: Statistics, others: readonly Other[]): string {
   const rows: unknown[][] = [];
   const row = (label: string, value: (of: Statistics) => unknown) => {
-    rows.push([label, value(self), peer === null ? '?' : value(peer)]);
+    rows.push([label, value(self), ...others.map(({ statistics }) => (statistics === null ? '?' : value(statistics)))]);
   };
+  // What others say is said to this gateway: of its sessions, and of whether they hear it.
+  const several = others.length > 1;
   row('Version', ({ version }) => version);
   row('Clients', ({ clients }) => clients);
-  row('Sessions of the other one that it follows', ({ shadows }) => shadows.total);
-  row('of these, complete enough to go on with', ({ shadows }) => shadows.adoptable);
-  row('Hears the other one', ({ reaches }) => (reaches.peer ? 'yes' : 'NO'));
-  row('Reaches the lease store', ({ reaches: { store } }) => (store === null ? 'none' : store ? 'yes' : 'NO'));
-  const backends = new Set(
-    [self, ...(peer === null ? [] : [peer])].flatMap(({ reaches }) => Object.keys(reaches.backends)),
+  row(
+    several ? 'Sessions that it follows (others: of this one)' : 'Sessions of the other one that it follows',
+    ({ shadows }) => shadows.total,
   );
+  row('of these, complete enough to go on with', ({ shadows }) => shadows.adoptable);
+  row(several ? 'Hears any other one (others: this one)' : 'Hears the other one', ({ reaches }) =>
+    reaches.peer ? 'yes' : 'NO',
+  );
+  row('Reaches the lease store', ({ reaches: { store } }) => (store === null ? 'none' : store ? 'yes' : 'NO'));
+  const all = [self, ...others.flatMap(({ statistics }) => statistics ?? [])];
+  const backends = new Set(all.flatMap(({ reaches }) => Object.keys(reaches.backends)));
   for (const backend of [...backends].toSorted()) {
     row(`Reaches ${backend}`, ({ reaches }) => {
       const reach = Object.hasOwn(reaches.backends, backend) ? reaches.backends[backend] : null;
@@ -176,8 +219,14 @@ function sideBySide(self: Statistics, peer: Statistics | null, linked: boolean):
   const off = ({ conditions }: Statistics) =>
     CONDITIONS.filter((each) => !conditions.includes(each)).join(', ') || 'none';
   row('Conditions that are off', off);
-  const other = peer === null ? 'the other one' : `${peer.name}${linked ? '' : ' (last heard)'}`;
-  return table(['Gateway', self.name, other], rows, [1, 2]);
+  const names = others.map(({ name, linked, statistics }) =>
+    statistics === null || linked ? name : `${name} (last heard)`,
+  );
+  return table(
+    ['Gateway', self.name, ...names],
+    rows,
+    others.flatMap((_, index) => [index + 1, index + 2]),
+  );
 }
 
 function reasonText(reason: string): string {

@@ -1,5 +1,4 @@
-import { hkdfSync, randomBytes } from 'node:crypto';
-import type * as net from 'node:net';
+import { randomBytes } from 'node:crypto';
 import * as tls from 'node:tls';
 import {
   decodeAck,
@@ -10,6 +9,7 @@ import {
   FRAME,
   FrameDecoder,
   FrameEncoder,
+  GREETING_FRAME,
   type Hello,
   LINK_VERSION,
   LinkState,
@@ -19,21 +19,8 @@ import {
   peerError,
 } from '../cluster/link/index.js';
 import { CodedError, type Log } from '../contract/index.js';
-
-/** How gateways prove to each other that they belong together. */
-export type PairAuth =
-  /** Both know the same secret, of 16 characters at least; better of 32 random ones, since who records a handshake can try guesses. */
-  | { readonly kind: 'psk'; readonly secret: string }
-  /** Both have certificates of one CA; PEM texts. */
-  | {
-      readonly kind: 'tls';
-      readonly cert: string;
-      readonly key: string;
-      readonly passphrase?: string;
-      readonly ca: string;
-      /** The DNS name in the peer's certificate; the peer's gateway name when absent. */
-      readonly peerName?: string;
-    };
+import { authError, credentials, judge, type PairAuth, pairKey, secureContext } from './pair-auth.js';
+import { type Acceptor, PairListener } from './pair-listener.js';
 
 export interface PairLinkOptions {
   /** Name of this gateway. */
@@ -42,8 +29,8 @@ export interface PairLinkOptions {
   readonly cluster: string;
   /** The other gateway and where it listens; null: whoever proves to belong to us may come. */
   readonly peer: { readonly name: string; readonly host: string; readonly port: number } | null;
-  /** Where to listen; null: only this side connects. */
-  readonly listen: { readonly host: string; readonly port: number } | null;
+  /** Where to listen: a port of its own, or one that several links share, which is started and closed by who made it; null: only this side connects. */
+  readonly listen: { readonly host: string; readonly port: number } | PairListener | null;
   readonly auth: PairAuth;
   /** Random, new with every start of the process; made when absent. */
   readonly incarnation?: string;
@@ -99,41 +86,11 @@ export interface PairLinkCounters {
 
 /** What waits is sent at once when there is more of it. */
 const FLUSH_AT = 64 * 1024;
-/** Longest frame of a connection that is not the link yet. */
-const GREETING_FRAME = 16 * 1024;
-/** Connections that have not proved yet who they are; the oldest goes when more come. */
-const MAX_STRANGERS = 32;
 const MAX_CONTROLS = 1000;
 const LINGER_MS = 500;
 /** The same reason is logged again after this time at the earliest. */
 const QUIET_MS = 60_000;
 const MAX_REASONS = 100;
-const MIN_SECRET = 16;
-
-/**
- * External keys of OpenSSL's callback go with suites of SHA-256 only. A link lives for months, and Node cannot renew the keys of a
- * connection: AES-GCM should not encrypt more than 2^24.5 records with one key, ChaCha20-Poly1305 has no such limit (RFC 8446,
- * section 5.5), so it comes first.
- */
-const TLS = {
-  ciphers: 'TLS_CHACHA20_POLY1305_SHA256:TLS_AES_128_GCM_SHA256',
-  minVersion: 'TLSv1.3',
-  maxVersion: 'TLSv1.3',
-} as const;
-/** What OpenSSL says of bytes that are no TLS. */
-const NO_TLS = new Set([
-  'ERR_SSL_HTTP_REQUEST',
-  'ERR_SSL_HTTPS_PROXY_REQUEST',
-  'ERR_SSL_WRONG_VERSION_NUMBER',
-  'ERR_SSL_UNEXPECTED_MESSAGE',
-  'ERR_SSL_PACKET_LENGTH_TOO_LONG',
-  'ERR_SSL_RECORD_LENGTH_MISMATCH',
-  'ERR_SSL_LENGTH_MISMATCH',
-  'ERR_SSL_LENGTH_TOO_SHORT',
-  'ERR_SSL_BAD_RECORD_TYPE',
-  'ERR_SSL_UNKNOWN_PROTOCOL',
-]);
-
 /** One connection. Most are the link, or were never anything. */
 interface Connection {
   readonly id: number;
@@ -163,22 +120,21 @@ interface Waiting {
  * The link of two gateways: one authenticated connection, kept up from both sides, on which each sends the other records in
  * order and learns what the other holds. What is sent in one turn of the event loop leaves in one write.
  */
-export class PairLink {
+export class PairLink implements Acceptor {
   readonly #options: PairLinkOptions;
   readonly #now: () => number;
   readonly #state: LinkState;
-  readonly #credentials: tls.SecureContextOptions;
   readonly #context: tls.SecureContext;
   readonly #limit: number;
   readonly #connections = new Map<number, Connection>();
-  /** Connections to the listener by their far end, the oldest first, until they have proved who they are. */
-  readonly #strangers = new Map<string, net.Socket>();
   /** What the handshake of a connection with a shared key was done for. */
   readonly #identities = new WeakMap<tls.TLSSocket, string>();
   readonly #reasons = new Map<string, { at: number; again: number }>();
   readonly #waiting = new Map<number, Waiting>();
   #nextControl = 1;
-  #server: tls.Server | null = null;
+  readonly #listener: PairListener | null;
+  /** The listener is not its own. */
+  readonly #shares: boolean;
   #link: Connection | null = null;
   #pressed = false;
   #timer: NodeJS.Timeout | null = null;
@@ -192,8 +148,12 @@ export class PairLink {
     this.#options = options;
     this.#now = options.now ?? (() => performance.now());
     this.#limit = options.backlogLimit ?? 64 * 1024 * 1024;
-    this.#credentials = credentials(options.auth);
-    this.#context = secureContext(this.#credentials);
+    this.#context = secureContext(credentials(options.auth));
+    const { listen } = options;
+    this.#shares = listen instanceof PairListener;
+    this.#listener =
+      listen === null ? null : listen instanceof PairListener ? listen : new PairListener({ ...options, ...listen });
+    this.#listener?.add(this);
     this.#state = new LinkState({
       name: options.name,
       peer: options.peer?.name ?? null,
@@ -210,14 +170,13 @@ export class PairLink {
 
   /** Listens and begins to connect. Rejects with OUTLIVE_LISTEN_FAILED. */
   async start(): Promise<void> {
-    const { listen } = this.#options;
-    if (listen !== null) await this.#listen(listen.host, listen.port);
+    if (!this.#shares) await this.#listener?.start();
     this.#do(this.#state.start(this.#now()));
   }
 
   /** Port that is listened on, 0 for none. */
   get port(): number {
-    return (this.#server?.address() as net.AddressInfo | null)?.port ?? 0;
+    return this.#listener?.port ?? 0;
   }
   /** What the peer said of itself, or null while there is no link. */
   get peer(): Hello | null {
@@ -225,6 +184,10 @@ export class PairLink {
   }
   get up(): boolean {
     return this.#link !== null;
+  }
+  /** When anything of the peer was heard last; 0 when nothing ever was. While this process stood still it counts as heard until there was time to read. */
+  get heardAt(): number {
+    return this.#state.heardAt(this.#now());
   }
   /** Highest epoch that the gateway of this name claimed over any link since the start; 0 for none. */
   epochOf(name: string): number {
@@ -312,79 +275,31 @@ export class PairLink {
     this.#do(this.#state.close(this.#now()));
     if (this.#timer !== null) clearTimeout(this.#timer);
     this.#timer = null;
-    for (const socket of this.#strangers.values()) socket.destroy();
-    const server = this.#server;
-    if (server !== null) ends.push(new Promise((resolve) => server.close(() => resolve())));
+    if (this.#listener !== null && !this.#shares) ends.push(this.#listener.close());
     await Promise.all(ends);
   }
 
   // ---------------------------------------------------------------------------------------------- connections
 
-  async #listen(host: string, port: number): Promise<void> {
-    const { auth } = this.#options;
-    const server = tls.createServer({
-      ...this.#credentials,
-      handshakeTimeout: this.#options.handshakeMs ?? 3000,
-      ...(auth.kind === 'psk'
-        ? { pskCallback: (socket: tls.TLSSocket, identity: string) => this.#keyFor(socket, identity) }
-        : // Who has no good certificate is refused below, where it can be said why.
-          { requestCert: true, rejectUnauthorized: false }),
-    } as tls.TlsOptions);
-    server.on('connection', (socket: net.Socket) => this.#stranger(socket));
-    server.on('secureConnection', (socket) => this.#came(socket));
-    server.on('tlsClientError', (error, socket) => {
-      const refusal = judge(error, 'a stranger');
-      // Who connects and goes again (a health check, or the peer, that has a link meanwhile) is not worth a line.
-      if (refusal.code !== 'OUTLIVE_CONNECT_FAILED') this.#refusal(refusal, socket.remoteAddress);
-      socket.destroy();
-    });
-    try {
-      await new Promise<void>((resolve, reject) => {
-        server.once('error', reject);
-        server.listen({ host, port }, resolve);
-      });
-    } catch (cause) {
-      const why = cause instanceof Error ? cause.message : String(cause);
-      const message = `cannot listen on ${host}:${port} for the peer: ${why}`;
-      throw new CodedError('OUTLIVE_LISTEN_FAILED', 'config', message, { cause });
-    }
-    server.removeAllListeners('error');
-    server.on('error', (error) => {
-      this.#options.log.error({ code: 'OUTLIVE_PAIR_DOWN', error }, 'the listener of the pair link failed');
-    });
-    this.#server = server;
+  /** Name of the other gateway; null for any. */
+  get peerName(): string | null {
+    return this.#options.peer?.name ?? null;
   }
 
-  #stranger(socket: net.Socket): void {
-    // TLS reports errors by itself; the plain socket must not take the process down with one.
-    socket.on('error', () => {});
+  /**
+   * The other side connected, and its handshake is done.
+   * @param identity whose key was used; undefined where none was
+   * @param early what it has said already
+   */
+  accept(socket: tls.TLSSocket, identity: string | undefined, early: readonly Uint8Array[] = []): void {
     if (this.#closed) {
       socket.destroy();
       return;
     }
-    socket.setNoDelay(true);
-    if (this.#strangers.size >= MAX_STRANGERS) {
-      const [key, oldest] = this.#strangers.entries().next().value!;
-      this.#strangers.delete(key);
-      oldest.destroy();
-      const message = `more than ${MAX_STRANGERS} connections to the pair link have not proved who they are`;
-      this.#refusal(new CodedError('OUTLIVE_PAIR_AUTH', 'network', message), socket.remoteAddress);
-    }
-    const key = farEnd(socket);
-    this.#strangers.set(key, socket);
-    socket.once('close', () => {
-      if (this.#strangers.get(key) === socket) this.#strangers.delete(key);
-    });
-  }
-
-  /** The other side connected, and its handshake is done. */
-  #came(socket: tls.TLSSocket): void {
-    if (this.#closed) {
-      socket.destroy();
-      return;
-    }
+    if (identity !== undefined) this.#identities.set(socket, identity);
     const connection = this.#adopt(this.#state.accepted(this.#now()), socket);
     this.#secured(connection, 'a stranger');
+    for (const chunk of early) this.#received(connection, chunk);
   }
 
   #dial(id: number): void {
@@ -397,7 +312,7 @@ export class PairLink {
       // The name is looked at below, with the same rule on both sides.
       checkServerIdentity: () => undefined,
       ...(auth.kind === 'psk'
-        ? { pskCallback: () => ({ psk: this.#key(auth.secret, peerName), identity: name }) }
+        ? { pskCallback: () => ({ psk: pairKey(auth.secret, this.#options.cluster, name, peerName), identity: name }) }
         : {}),
     } as tls.ConnectionOptions);
     const connection = this.#adopt(id, socket);
@@ -443,7 +358,7 @@ export class PairLink {
       this.#do(this.#state.failed(connection.id, proof, this.#now()));
       return;
     }
-    this.#strangers.delete(farEnd(socket));
+    this.#listener?.known(socket);
     this.#do(this.#state.opened(connection.id, random(), this.#options.epoch(), proof));
   }
 
@@ -469,21 +384,6 @@ export class PairLink {
     }
     if (peer !== null && !holds(peer.name)) return authError(`the peer's certificate does not name "${peer.name}"`);
     return { name: peer?.name ?? null, proves: holds };
-  }
-
-  #keyFor(socket: tls.TLSSocket, identity: string): Buffer | null {
-    const { auth, name, peer } = this.#options;
-    if (auth.kind !== 'psk' || identity.length === 0) return null;
-    this.#identities.set(socket, identity);
-    // Who connects to itself by mistake gets as far as the hello, where it can be said.
-    return this.#key(auth.secret, identity === name ? (peer?.name ?? identity) : identity);
-  }
-
-  /** The key of two gateways is bound to their names and their pair (RFC 5869). */
-  #key(secret: string, other: string): Buffer {
-    const { cluster, name } = this.#options;
-    const info = ['outlive-pair key 1', cluster, ...[name, other].sort()].join('\0');
-    return Buffer.from(hkdfSync('sha256', secret, 'outlive', info, 32));
   }
 
   /** The socket is gone, or about to be. */
@@ -530,9 +430,6 @@ export class PairLink {
       this.#do(this.#state.failed(connection.id, error, this.#now()));
       return;
     }
-    if (connection.owes && !connection.scheduled && !connection.over) {
-      this.#schedule(connection);
-    }
   }
 
   #frame(connection: Connection, type: number, body: Uint8Array): void {
@@ -557,6 +454,8 @@ export class PairLink {
   }
 
   #records(connection: Connection, body: Uint8Array): void {
+    // Before the records are given away: what is done with them later in this turn comes after their acknowledgement has left.
+    if (!connection.scheduled) this.#schedule(connection);
     connection.expected = decodeBatch(body, connection.expected, connection.onRecord);
     connection.owes = true;
   }
@@ -659,7 +558,8 @@ export class PairLink {
   }
 
   #sendBeat(connection: Connection, statistics: unknown): void {
-    connection.encoder.json(FRAME.beat, { epoch: this.#options.epoch(), statistics: statistics ?? null });
+    const epoch = this.#state.claim(this.#options.epoch());
+    connection.encoder.json(FRAME.beat, { epoch, statistics: statistics ?? null });
     this.#flush(connection);
   }
 
@@ -682,7 +582,7 @@ export class PairLink {
           this.#sendBeat(connection, null);
           break;
         case 'close':
-          if (effect.error !== null) this.#refusal(effect.error, connection.socket.remoteAddress);
+          if (effect.error !== null) this.refused(effect.error, connection.socket.remoteAddress);
           this.#end(connection);
           break;
         case 'up':
@@ -709,7 +609,8 @@ export class PairLink {
   #down(connection: Connection, error: CodedError): void {
     this.#link = null;
     this.#end(connection);
-    this.#options.log[this.#closed ? 'info' : 'warn']({ code: error.code, error }, 'the pair link is down');
+    const fields = { code: error.code, error, peer: this.peerName };
+    this.#options.log[this.#closed ? 'info' : 'warn'](fields, 'the pair link is down');
     const gone = new CodedError('OUTLIVE_PAIR_DOWN', 'network', 'the pair link went down before the peer answered');
     for (const { reject, timer } of this.#waiting.values()) {
       clearTimeout(timer);
@@ -724,7 +625,7 @@ export class PairLink {
   }
 
   /** Logs why somebody is not the peer, or cannot be reached: once a reason, however often it happens. */
-  #refusal(error: CodedError, address: string | undefined): void {
+  refused(error: CodedError, address: string | undefined): void {
     const now = this.#now();
     const key = `${error.code} ${error.message}`;
     const known = this.#reasons.get(key);
@@ -734,7 +635,7 @@ export class PairLink {
     }
     if (this.#reasons.size >= MAX_REASONS) this.#reasons.clear();
     this.#reasons.set(key, { at: now, again: 0 });
-    const fields = { code: error.code, error, address, again: known?.again };
+    const fields = { code: error.code, error, peer: this.peerName, address, again: known?.again };
     this.#options.log.warn(fields, 'a connection for the pair link was refused or failed');
   }
 
@@ -750,57 +651,4 @@ export class PairLink {
 
 function random(): string {
   return randomBytes(16).toString('hex');
-}
-
-/** The far end of a connection. What is TLS and what lies below it are different sockets, of the same far end. */
-function farEnd(socket: net.Socket): string {
-  return `${socket.remoteAddress} ${socket.remotePort}`;
-}
-
-function credentials(auth: PairAuth): tls.SecureContextOptions {
-  if (auth.kind === 'tls') {
-    const { cert, key, passphrase, ca } = auth;
-    return { ...TLS, cert, key, passphrase, ca };
-  }
-  if (auth.secret.length < MIN_SECRET) {
-    const message = `the shared secret of the pair needs ${MIN_SECRET} characters at least; \`openssl rand -base64 32\` makes one`;
-    throw new CodedError('OUTLIVE_PAIR_SECRET', 'config', message);
-  }
-  // Without any CA: a certificate, of whomever, must not take the place of the key.
-  return { ...TLS, ca: [] };
-}
-
-function secureContext(options: tls.SecureContextOptions): tls.SecureContext {
-  try {
-    return tls.createSecureContext(options);
-  } catch (cause) {
-    const why = cause instanceof Error ? cause.message : String(cause);
-    const message = `the certificate, key or CA of the pair cannot be used: ${why}`;
-    throw new CodedError('OUTLIVE_TLS_CONFIG', 'config', message, { cause });
-  }
-}
-
-function authError(message: string): CodedError {
-  return new CodedError('OUTLIVE_PAIR_AUTH', 'network', message);
-}
-
-/** What an error of a socket means: no TLS at all, a handshake that proved nothing, or a network that failed. */
-function judge(cause: Error, who: string): CodedError {
-  const { code = '' } = cause as NodeJS.ErrnoException;
-  if (NO_TLS.has(code)) {
-    return new CodedError('OUTLIVE_PAIR_PROTOCOL', 'network', `${who} sent what is no TLS (${code})`, { cause });
-  }
-  if (code === 'ERR_TLS_HANDSHAKE_TIMEOUT') {
-    return new CodedError('OUTLIVE_PAIR_SILENT', 'network', `${who} did not complete the TLS handshake`, { cause });
-  }
-  if (code === 'ECONNREFUSED') {
-    return new CodedError('OUTLIVE_CONNECT_REFUSED', 'network', `${who} refuses connections; is it running?`, {
-      cause,
-    });
-  }
-  if (/^E(?!RR_)[A-Z_0-9]+$/.test(code)) {
-    return new CodedError('OUTLIVE_CONNECT_FAILED', 'network', `the connection with ${who} failed: ${code}`, { cause });
-  }
-  const message = `${who} and this gateway do not have the same key, or no certificates that the other accepts (${code})`;
-  return new CodedError('OUTLIVE_PAIR_AUTH', 'network', message, { cause });
 }

@@ -345,6 +345,8 @@ describe('a cluster on real servers', () => {
     await old.kill();
     const connection = await acquire();
     expect(connection.server.name).toBe(next.name);
+    // The new primary serves before the promotion has made the old one a standby.
+    await until(() => logged.some(({ message }) => message === 'the server was promoted'));
     old.setRole('primary');
     await old.start();
     const server = cluster.servers().find(({ name }) => name === old.name)!;

@@ -11,6 +11,7 @@ import { afterEach, beforeAll, describe, expect, it } from 'vitest';
 import { FRAME } from '../../core/cluster/link/index.js';
 import { CodedError } from '../../core/contract/index.js';
 import { PairLink } from '../../core/io/pair-link.js';
+import { PairListener } from '../../core/io/pair-listener.js';
 import { closedPort, End, Forger, type LinkChange, PEM, Relay, SECRET, until } from '../kit/pair-link.js';
 import { tempDir } from '../kit/servers.js';
 
@@ -103,6 +104,45 @@ describe('a pair link', () => {
       expect(from.link.backlog).toBe(0);
     }
     expect(a.link.counters).toMatchObject({ recordsSent: 2, recordsReceived: 2 });
+  });
+
+  it.each<[string, (name: 'a' | 'b' | 'c') => LinkChange]>([
+    ['a shared key', () => ({})],
+    ['certificates', (name) => ({ auth: certificates(PEM[name]) })],
+  ])('shares its port with links to other gateways, with %s', async (_, own) => {
+    const { auth = { kind: 'psk', secret: SECRET } } = own('a');
+    const log = { debug: () => {}, info: () => {}, warn: () => {}, error: () => {} };
+    const listen = new PairListener({ host: '127.0.0.1', port: 0, name: 'a', cluster: 'pair', auth, log });
+    undo.push(() => listen.close());
+    const nobody = await closedPort();
+    const links = ['b', 'c'].map(
+      (name) => new End('a', { ...own('a'), listen, peer: { name, host: '127.0.0.1', port: nobody } }),
+    );
+    for (const each of links) undo.push(() => each.link.close());
+    await listen.start();
+    for (const each of links) await each.link.start();
+    const toA = { name: 'a', host: '127.0.0.1', port: listen.port };
+    const [b, c] = [await end('b', { ...own('b'), peer: toA }), await end('c', { ...own('c'), peer: toA })];
+    for (const [near, far, name] of [
+      [links[0], b, 'b'],
+      [links[1], c, 'c'],
+    ] as const) {
+      await until(() => near.link.up && far.link.up, `${name} is linked`);
+      expect(near.ups.map((hello) => hello.name)).toEqual([name]);
+      expect(near.link.append(1, 7, Buffer.from(name))).toBe(0);
+      await until(() => near.acks.at(-1) === 1, 'it is acknowledged');
+      expect(far.records).toEqual([{ kind: 1, session: 7, bytes: Buffer.from(name) }]);
+    }
+    // Who has the key and is none of them is refused, and so is one of them that calls itself otherwise.
+    const stranger = await end('d', { ...own('c'), peer: toA });
+    await until(() => stranger.codes.length > 0, 'the stranger is refused');
+    expect(stranger.link.up).toBe(false);
+    expect([links[0].link.up, links[1].link.up, links[0].downs.length, links[1].downs.length]).toEqual([
+      true,
+      true,
+      0,
+      0,
+    ]);
   });
 
   it('is one, though both connect, and stays', async () => {

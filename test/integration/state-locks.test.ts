@@ -2,6 +2,7 @@ import { describe, expect, it } from 'vitest';
 import { holds } from '../kit/fault-proxy.js';
 import { useFront } from '../kit/front.js';
 import { lost, next, worksAgain } from '../kit/lost.js';
+import { eventually } from '../kit/servers.js';
 
 /** F19: locks of a session are taken again. */
 const front = useFront({}, 'create table t (id int, v text); select lo_from_bytea(4711, $$large$$)');
@@ -114,6 +115,26 @@ describe('locks of a transaction', () => {
     front.proxy.when('client', holds('pg_terminate_backend'), (asking) => asking.cut(), { times: 2 });
     connection.strand();
     expect((await client.query('select id from t where id in (410, 411)')).rows).toEqual([{ id: 411 }]);
+    await client.query('commit');
+    await worksAgain(client);
+  });
+
+  it('are not waited for where the server that has not noticed was itself not reached for a moment', async () => {
+    const gateway = await front.gateway();
+    const client = await front.pg(gateway);
+    await client.query('insert into t values (420)');
+    await client.query('begin');
+    const connection = await front.connectionOf(() => client.query('update t set id = 421 where id = 420'), 'id = 421');
+    const { proxy } = front;
+    proxy.refuse();
+    for (const each of proxy.connections) if (each !== connection) each.cut();
+    await eventually(() => gateway.log.lines.some(({ message }) => message === 'the server takes no writes any more'));
+    connection.strand();
+    const answer = client.query('select id from t where id in (420, 421)');
+    const { sessions } = gateway.gateway.stats;
+    await eventually(() => [...sessions.values()].some((states) => states.get('suspended') === 1));
+    await proxy.listen();
+    expect((await answer).rows).toEqual([{ id: 421 }]);
     await client.query('commit');
     await worksAgain(client);
   });

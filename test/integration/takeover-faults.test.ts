@@ -3,6 +3,7 @@ import { expect, it } from 'vitest';
 import { now } from '../../core/host/demo/workload.js';
 import { Crowd, notInTurn, outlive, served, startTakeover } from '../kit/gateway-pair.js';
 import { describeLab, usePairLab } from '../kit/pair-lab.js';
+import { eventually } from '../kit/servers.js';
 
 /** K6: a network that is bad without being cut, and a host that sleeps. */
 const HOLD = { holdAcknowledgements: { interface: 'eth0' } };
@@ -63,7 +64,8 @@ describeLab('a bad network', () => {
     await outlive(place, gateways, 'b', 'takeover');
     await served(gateways, 'b');
     await outlive(place, gateways, 'a', 'takeover');
-    await gateways.b.event(({ msg }) => msg === 'gave an address to the other gateway');
+    // It has let go of the connections, whether it was told that they were taken or saw it later over a new link.
+    await eventually(async () => (await gateways.b.status()).pair.self.clients === 0, { timeoutMs: 30_000 });
     await gateways.followed('a', crowd.connections, 60_000);
     // What was moved is repeated by then, and the other gateway knows of every session on the server.
     await crowd.clients.watch();
@@ -74,6 +76,31 @@ describeLab('a bad network', () => {
     await crowd.answered(since);
     await crowd.unharmed();
     expect(notInTurn(await stop(), gateways.address, ['a', 'b', 'a', 'b'])).toBeNull();
+  });
+});
+
+describeLab('a gateway that sleeps longer than it would wait for its peer', () => {
+  const place = usePairLab();
+
+  it('does not take its own sleep for the silence of the other one, which serves', async () => {
+    const gateways = await startTakeover(place, { clients: 40, proof: 'command' });
+    const a = gateways.host('a');
+    const stop = await place.lab.recorder([gateways.address]);
+    const crowd = await Crowd.start(place, gateways);
+    await outlive(place, gateways, 'b', 'takeover');
+    await served(gateways, 'b');
+    await crowd.clients.watch();
+    const since = now();
+    for (let nap = 0; nap < 3; nap++) {
+      a.freeze();
+      await sleep(2000);
+      a.thaw();
+      await gateways.followed('b', crowd.connections);
+    }
+    expect(gateways.a.tail.filter((line) => line.includes('fencing the other gateway'))).toEqual([]);
+    await crowd.answered(since);
+    await crowd.unharmed();
+    expect(notInTurn(await stop(), gateways.address, ['a', 'b'])).toBeNull();
   });
 });
 

@@ -70,7 +70,7 @@ export async function restorePair(pair: EmbeddedPair): Promise<void> {
  */
 export async function eventually<T>(
   fn: () => T | Promise<T>,
-  options: { timeoutMs?: number; intervalMs?: number; message?: string } = {},
+  options: { timeoutMs?: number; intervalMs?: number; message?: string | (() => string) } = {},
 ): Promise<T> {
   const { timeoutMs = 10_000, intervalMs = 10, message = 'the condition' } = options;
   const deadline = performance.now() + timeoutMs;
@@ -82,7 +82,10 @@ export async function eventually<T>(
     } catch (error) {
       cause = error;
     }
-    if (performance.now() >= deadline) throw new Error(`${message}: not so within ${timeoutMs} ms`, { cause });
+    if (performance.now() >= deadline) {
+      const what = typeof message === 'string' ? message : message();
+      throw new Error(`${what}: not so within ${timeoutMs} ms`, { cause });
+    }
     await sleep(intervalMs);
   }
 }

@@ -39,6 +39,8 @@ export interface ToldOptions {
   readonly inherited?: Inherited;
   /** Durability `local`: the client waits for nobody. */
   readonly local?: boolean;
+  /** So many bytes of the client were acknowledged before acknowledgements were held. */
+  readonly promised?: number;
   /** Called when everything that was told has come. */
   readonly onEven?: (rig: ToldRig) => void;
 }
@@ -103,7 +105,10 @@ export class ToldRig extends EngineRig {
         return written();
       },
       facts: () => undefined,
-      gate: () => null,
+      gate: () => {
+        const { promised } = options;
+        return promised === undefined ? null : { promised, safe: () => {}, prod: () => {}, open: () => {} };
+      },
       deliver: (bytes) => this.toClient.push(Buffer.from(bytes)),
       eased: () => {},
       proceed: () => this.tell('proceed'),
@@ -120,7 +125,7 @@ export class ToldRig extends EngineRig {
 
   /** The shadow of the session; throws when it is not followed. */
   get shadow() {
-    const shadow = this.follower.shadows.get(this.replica.id);
+    const shadow = this.follower.shadow(this.replica.id);
     if (shadow === undefined) throw new Error('the session is not followed');
     return shadow;
   }

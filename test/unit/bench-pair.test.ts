@@ -46,8 +46,8 @@ describe('the pair scenario', () => {
     const env = { OUTLIVE_PAIR_SECRET: 'a secret of sixteen characters' };
     const [one, two] = [a, b].map((settings) => normalizeConfig(settings as never, '.', env));
     expect(one.listeners[0]).toMatchObject({ durability: 'local', listen: { port: 11 }, limits: { clients: 105 } });
-    expect(one.pair).toMatchObject({ name: 'a', listen: { port: 12 }, peer: { name: 'b', address: { port: 22 } } });
-    expect(two.pair).toMatchObject({ name: 'b', listen: { port: 22 }, peer: { name: 'a', address: { port: 12 } } });
+    expect(one.pair).toMatchObject({ name: 'a', listen: { port: 12 }, peers: [{ name: 'b', address: { port: 22 } }] });
+    expect(two.pair).toMatchObject({ name: 'b', listen: { port: 22 }, peers: [{ name: 'a', address: { port: 12 } }] });
     expect(two.pair).toMatchObject({ fence: null, lease: null, addresses: [{ address: '127.0.0.1', home: 'a' }] });
   });
 });

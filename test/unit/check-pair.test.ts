@@ -2,6 +2,7 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { ranked } from '../../core/cluster/rendezvous.js';
 import { describeConfig, renderReport, tryPlugins } from '../../core/host/check.js';
 import type { Abilities } from '../../core/host/check-pair.js';
 import { type ConfigInput, normalizeConfig } from '../../core/host/config/index.js';
@@ -20,6 +21,13 @@ const WHOLE = {
   lease: { plugin: 'etcd', endpoints: ['http://10.0.0.3:2379'], prefix: '/outlive/test/' },
   addresses: [{ address: '10.0.0.100', home: 'a', mover: { plugin: 'address-ip', interface: 'eth0' } }],
   holdAcknowledgements: { interface: 'eth0' },
+};
+
+/** With a third one. */
+const SEVERAL = {
+  ...WHOLE,
+  peer: undefined,
+  peers: [WHOLE.peer, { name: 'c', address: '10.0.0.3:7400' }],
 };
 
 let dir: string;
@@ -51,6 +59,21 @@ async function check(pair: object | undefined, listener: object = {}, here: Abil
 }
 
 describe('what is said of a pair', () => {
+  it('tells of several gateways to whom there are links, and who follows', async () => {
+    const { report, pairGaps } = await check(SEVERAL);
+    expect(pairGaps).toEqual([]);
+    expect(report.pair?.peers.map(({ name }) => name)).toEqual(['b', 'c']);
+    const flat = renderReport(report, 140).replace(/[│\s]+/g, ' ');
+    const [first, second] = ranked('a', ['b', 'c']);
+    for (const part of [
+      'link 1 10.0.0.1:7400 to b at 10.0.0.2:7400, a shared secret',
+      'link 2 10.0.0.1:7400 to c at 10.0.0.3:7400, a shared secret',
+      `followed by ${first}; when that is gone, ${second}`,
+    ]) {
+      expect(flat).toContain(part);
+    }
+  });
+
   it('is nothing unprotected where all is there', async () => {
     const { report, pairGaps } = await check(WHOLE);
     expect(pairGaps).toEqual([]);

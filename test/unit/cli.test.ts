@@ -362,6 +362,10 @@ describe('the metrics', () => {
   it('tell of the pair where there is one', async () => {
     const figures: PairFigures = {
       linkUp: true,
+      peers: [
+        { peer: 'b', linked: true, follows: true },
+        { peer: 'c', linked: true, follows: false },
+      ],
       followed: 5,
       shadows: { total: 7, adoptable: 6 },
       shadowsFailed: 1,
@@ -379,6 +383,10 @@ describe('the metrics', () => {
     expect(await lines(null)).toEqual([]);
     expect(await lines(() => figures)).toEqual([
       'outlive_pair_link_up 1',
+      'outlive_pair_peer_up{peer="b"} 1',
+      'outlive_pair_peer_up{peer="c"} 1',
+      'outlive_pair_peer_follows{peer="b"} 1',
+      'outlive_pair_peer_follows{peer="c"} 0',
       'outlive_pair_followed 5',
       'outlive_pair_shadows 7',
       'outlive_pair_adoptable 6',

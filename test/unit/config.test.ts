@@ -229,6 +229,41 @@ describe('a valid configuration', () => {
     expect(wrong({ rest: 5 })).toThrow('must be a duration with its unit');
   });
 
+  it('names one other gateway, or several with a lease', () => {
+    const base = {
+      name: 'a',
+      listen: '10.0.0.1:7400',
+      secret: new Sensitive('pw'),
+      addresses: [{ address: '10.0.0.9', home: 'a' }],
+    };
+    const b = { name: 'b', address: '10.0.0.2:7400' };
+    const c = { name: 'c', address: '10.0.0.3:7400' };
+    const lease = { plugin: 'etcd' };
+    const fence = { plugin: 'command' };
+    const made = (pair: object) => () => normalizeConfig({ ...minimal(), pair: { ...base, ...pair } }, dir, {}).pair!;
+    const one = [{ name: 'b', address: { host: '10.0.0.2', port: 7400 } }];
+    expect(made({ peer: b })().peers).toEqual(one);
+    expect(made({ peers: [b] })().peers).toEqual(one);
+    const addresses = ['a', 'b', 'c'].map((home, i) => ({ address: `10.0.0.${i + 10}`, home }));
+    expect(made({ peers: [b, c], lease, addresses })().peers.map(({ name }) => name)).toEqual(['b', 'c']);
+    expect(made({})).toThrow('needs either peer, for one other gateway, or peers, for several');
+    expect(made({ peer: b, peers: [c], lease })).toThrow('needs either peer');
+    expect(made({ peers: [], lease })).toThrow('needs at least one gateway');
+    expect(made({ peers: [b, { ...c, name: 'a' }], lease })).toThrow(
+      'pair.peers[1].name: is the name of this gateway itself',
+    );
+    expect(made({ peers: [b, { ...c, name: 'b' }], lease })).toThrow(
+      'pair.peers[1].name: another gateway has this name',
+    );
+    expect(made({ peers: [b, { ...c, address: b.address }], lease })).toThrow('another gateway has this address');
+    expect(made({ peers: [b, { ...c, adress: b.address }], lease })).toThrow('did you mean "address"?');
+    expect(made({ peers: [b, c] })).toThrow('pair.peers: are more than one, which needs lease');
+    expect(made({ peers: [b, c], fence })).toThrow('no fence command can decide among three');
+    expect(made({ peers: [b, c], lease, addresses: [{ address: '10.0.0.9', home: 'd' }] })).toThrow(
+      'must be one of the gateways: a, b, c',
+    );
+  });
+
   it('hands a plugin its own options and only them', () => {
     const input = minimal();
     Object.assign(input.listeners[0], { auth: 'md5', credentials: { plugin: './users.js', path: 'users.txt' } });

@@ -89,7 +89,7 @@ class Net {
       if (effect.do === 'send' && !this.cut) other?.inbox.push(JSON.parse(JSON.stringify(effect)));
       if (effect.do === 'beat') {
         side.beats++;
-        const body = { epoch: side.epoch, statistics: null };
+        const body = { epoch: side.state.claim(side.epoch), statistics: null };
         if (!this.cut) other?.inbox.push({ type: FRAME.beat, body });
       }
       if (effect.do === 'up') {
@@ -433,6 +433,23 @@ describe('epochs', () => {
     expect(refusal(state.beat(id, 0, 0))?.code).toBe('OUTLIVE_PAIR_EPOCH');
   });
 
+  it('are claimed as the peer knows them by a process that has learnt less from others, and has had no link', () => {
+    const fresh = new LinkState(config('a', 'b', { dials: false }));
+    const claims = (seenEpoch: number): number => {
+      const own = fresh.accepted(0);
+      const [hello] = fresh.opened(own, 'n', 7, PROOF);
+      fresh.hello(own, { ...HELLO, seenEpoch }, 0);
+      // The peer has had more from it before, and ends the connection.
+      fresh.closed(own, null, 0);
+      return (hello as { body: Hello }).body.epoch;
+    };
+    expect([claims(9), claims(9), fresh.claim(8), fresh.claim(10)]).toEqual([7, 9, 9, 10]);
+    // One that had a link is the old owner if another one has had more since.
+    expect(greet({ epoch: 5, seenEpoch: 9 })).toBeNull();
+    expect(greet({ epoch: 5, seenEpoch: 9 })).toBeNull();
+    expect([said.epoch, state.claim(1)]).toEqual([1, 1]);
+  });
+
   it('of the wrong shape are refused', () => {
     expect(refusal(state.beat(id, 'x', 0))?.code).toBe('OUTLIVE_PAIR_PROTOCOL');
   });
@@ -495,6 +512,20 @@ describe('a link', () => {
     expect(state.tick(30_000)).toEqual([{ do: 'beat', id }]);
     expect(state.tick(30_000 + BEAT)).toEqual([{ do: 'beat', id }]);
     expect(refusal(state.tick(30_000 + 2 * BEAT))?.code).toBe('OUTLIVE_PAIR_SILENT');
+  });
+
+  it('says when the peer was heard, which it counts as while this process stood still', () => {
+    state.tick(BEAT);
+    state.heard(id, 300);
+    expect(state.heardAt(400)).toBe(300);
+    // It is not asked again before there was time to read.
+    expect([30_000, 30_010].map((now) => now - state.heardAt(now))).toEqual(Array(2).fill(SILENCE - 2 * BEAT));
+    state.tick(30_000);
+    expect(state.heardAt(30_000 + BEAT)).toBe(29_400);
+    // What a link ended with was heard, too.
+    state.heard(id, 30_300);
+    state.refused(id, { code: 'OUTLIVE_PAIR_SILENT', message: 'was not heard' }, 30_300);
+    expect(state.heardAt(60_000)).toBe(30_300);
   });
 
   it('that goes down at once each time is built up ever more slowly; one that lived is built up at once', () => {

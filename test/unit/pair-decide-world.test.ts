@@ -128,6 +128,7 @@ class Gateway {
       },
       clients: 0,
       shadows: { total: 0, adoptable: 0 },
+      follows: {},
       reaches: {
         peer: true,
         backends: { 'main/db': this.backends ? 'ok' : 'unreachable' },
@@ -252,6 +253,8 @@ class World {
       resumes: gateway.resumes(this.now),
       given: gateway.given,
       heir: gateway.heir,
+      ahead: 0,
+      freeSince: null,
       lease: { validUntil: gateway.lease?.validUntil ?? null, holder: gateway.store ? holder : undefined },
     };
   }

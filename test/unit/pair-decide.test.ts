@@ -63,6 +63,7 @@ function saying(name: string, say: Say = {}): Statistics {
     addresses,
     clients: 0,
     shadows: { total: 0, adoptable: 0 },
+    follows: {},
     reaches: { peer: true, backends: say.backends ?? { 'main/db1': 'ok' }, store: say.store ?? null },
     load: { cpu: 0, eventLoopDelayMs: 0, sessions: 0, bytesPerSecond: 0, requestsPerSecond: 0 },
     draining: say.draining ?? false,
@@ -81,6 +82,8 @@ const address = (over: Partial<AddressSituation> = {}): AddressSituation => ({
   resumes: false,
   given: false,
   heir: false,
+  ahead: 0,
+  freeSince: null,
   lease: { validUntil: null, holder: undefined },
   ...over,
 });
@@ -843,6 +846,65 @@ describe('what a gateway does', () => {
       'peer-silent',
     ],
 
+    // One of several.
+    [
+      'silent, its lease has ended, others go first',
+      { self: withStore, peer: heard(60_000, { serves: 5 }) },
+      { ahead: 1, freeSince: NOW - 4999, lease: { validUntil: null, holder: null } },
+      'none',
+      'not-wanted',
+      'others-first',
+    ],
+    [
+      'silent, the store did not tell yet, others go first',
+      { self: withStore, peer: heard(60_000, { serves: 5 }) },
+      { ahead: 1 },
+      'none',
+      'not-wanted',
+      'others-first',
+    ],
+    [
+      'silent, the one that goes first had its time',
+      { self: withStore, peer: heard(60_000, { serves: 5 }) },
+      { ahead: 1, freeSince: NOW - 5000, lease: { validUntil: null, holder: null } },
+      'ask-lease',
+      'lease-free',
+      'peer-silent',
+    ],
+    [
+      'silent, only one of the two that go first had its time',
+      { self: withStore, peer: heard(60_000, { serves: 5 }) },
+      { ahead: 2, freeSince: NOW - 9999, lease: { validUntil: null, holder: null } },
+      'none',
+      'not-wanted',
+      'others-first',
+    ],
+    [
+      'the lease is here, whoever should have gone first',
+      { self: withStore, peer: heard(60_000, { serves: 5 }) },
+      { ahead: 1, lease: leaseFor(3000) },
+      'take',
+      'lease-won',
+      'peer-silent',
+    ],
+    ['it is served here, others would go first', {}, serving({ ahead: 2 }), 'keep', 'serving', 'as-it-is'],
+    [
+      'its connections are here, others would go first',
+      { self: withStore, peer: null },
+      { ahead: 1, resumes: true, heir: true, lease: { validUntil: null, holder: 'a' } },
+      'ask-lease',
+      'lease-free',
+      'kept',
+    ],
+    [
+      'in a planned move to somebody else',
+      { self: withStore, peer: heard(100, { draining: true, stands: 3 }) },
+      { ahead: 1, freeSince: NOW, lease: { validUntil: null, holder: null } },
+      'none',
+      'not-wanted',
+      'others-first',
+    ],
+
     // Cut off from everything.
     [
       'isolated, with a lease',
@@ -958,11 +1020,9 @@ function* allFacts(): Generator<Omit<Facts, 'proof'>> {
     for (const place of PLACES)
       for (const order of ['take', 'give', null] as const)
         for (const worse of ['self', 'peer', null] as const)
-          for (let bits = 0; bits < 256; bits++) {
-            const [moving, isolated, balance, selfDraining, peerDraining, peerWithoutStore, home, waited] = Array.from(
-              { length: 8 },
-              (_, i) => ((bits >> i) & 1) === 1,
-            );
+          for (let bits = 0; bits < 512; bits++) {
+            const [moving, isolated, balance, selfDraining, peerDraining, peerWithoutStore, home, waited, turn] =
+              Array.from({ length: 9 }, (_, i) => ((bits >> i) & 1) === 1);
             yield {
               contact,
               place,
@@ -976,6 +1036,7 @@ function* allFacts(): Generator<Omit<Facts, 'proof'>> {
               peerWithoutStore,
               home,
               waited,
+              turn,
             };
           }
 }
@@ -1036,6 +1097,7 @@ describe('the table, in every combination', () => {
           'takes while it drains',
         );
         check(!facts.moving || wish === 'moving', 'does something to what moves');
+        check(facts.turn || wish !== 'here' || facts.place === 'kept', 'goes before others');
         check(facts.moving || !facts.isolated || wish === 'isolated', 'does something while it is cut off');
         if (!on.operator) check(!/operator|^draining$|peer-(draining|left)/.test(name), 'operator is off');
         if (!on.hostFailed) check(!/peer-silent|without-store|never-came/.test(name), 'hostFailed is off');

@@ -17,6 +17,7 @@ const whole: Statistics = {
   addresses: { '10.0.0.1': { epoch: 7, serves: true, resumes: false, sessions: 3, requestsPerSecond: 12.5 } },
   clients: 3,
   shadows: { total: 2, adoptable: 1 },
+  follows: { b: 7 },
   reaches: {
     peer: true,
     backends: { 'main/db1': 'ok', 'main/db2': 'read-only', 'other/db3': 'unreachable' },

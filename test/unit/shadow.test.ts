@@ -308,6 +308,19 @@ describe('what the peer keeps of what a client was told', () => {
   });
 });
 
+it('cannot be gone on with before all has come that its host had acknowledged when it began to hold acknowledgements', () => {
+  const promised = 60;
+  const rig = told({ promised });
+  rig.say(LONG[0]);
+  expect(rig.received).toBeLessThan(promised);
+  expect(rig.follower.count).toEqual({ total: 1, adoptable: 0 });
+  for (const step of LONG.slice(1)) {
+    rig.say(step);
+    expect(rig.follower.count).toEqual({ total: 1, adoptable: rig.received < promised ? 0 : 1 });
+  }
+  expect(rig.received).toBeGreaterThan(promised);
+});
+
 describe('a record that does not fit', () => {
   const misfits: Record<string, [number, Uint8Array]> = {
     'an unknown kind': [99, new Uint8Array(1)],

@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest';
 import { CONDITIONS, type Statistics } from '../../core/cluster/statistics.js';
-import { type GatewayStatus, type PairStatus, statusText } from '../../core/host/status-text.js';
+import { type GatewayStatus, type PairStatus, type PeerStatus, statusText } from '../../core/host/status-text.js';
 
 const A: Statistics = {
   name: 'left',
@@ -10,6 +10,7 @@ const A: Statistics = {
   addresses: { '10.0.0.1': { epoch: 7, serves: true, resumes: false, sessions: 100, requestsPerSecond: 1234 } },
   clients: 100,
   shadows: { total: 0, adoptable: 0 },
+  follows: {},
   reaches: { peer: true, backends: { 'main/db1': 'ok', 'main/db2': 'read-only' }, store: true },
   load: { cpu: 0.423, eventLoopDelayMs: 1.26, sessions: 100, bytesPerSecond: 5_000_000, requestsPerSecond: 1234.4 },
   draining: false,
@@ -22,6 +23,7 @@ const B: Statistics = {
   addresses: {},
   clients: 0,
   shadows: { total: 100, adoptable: 98 },
+  follows: {},
   reaches: { peer: true, backends: { 'main/db1': 'unreachable', 'main/db3': 'ok' }, store: null },
   load: { cpu: 0, eventLoopDelayMs: 0, sessions: 0, bytesPerSecond: 12, requestsPerSecond: 0 },
   draining: true,
@@ -155,6 +157,22 @@ describe('the status for people', () => {
     });
     expect(row(lost, 'Gateway')).toEqual(['left', 'right (last heard)']);
     expect(lost).toContain('Link to right DOWN, heard 90 s ago\nConnections cannot be moved: not Linux\n');
+  });
+
+  it('stands several gateways side by side, and tells who follows whom', () => {
+    const peers: PeerStatus[] = [
+      { name: 'right', link: 'up', heardMsAgo: 120, followedBy: 'left', statistics: B },
+      { name: 'far', link: 'down', heardMsAgo: 90_000, followedBy: null, statistics: { ...A, name: 'far' } },
+      { name: 'new', link: 'down', heardMsAgo: null, followedBy: null, statistics: null },
+    ];
+    const several = statusText({ ...STATUS, pair: { ...PAIR, follower: 'right', peers } });
+    expect(several).toContain('Link to right up, heard 120 ms ago\nLink to far DOWN, heard 90 s ago\n');
+    expect(several).toContain('Link to new DOWN, never heard\n');
+    expect(row(several, 'Gateway')).toEqual(['left', 'right', 'far (last heard)', 'new']);
+    expect(row(several, 'Clients')).toEqual(['100', '0', '100', '?']);
+    expect(row(several, 'left')).toEqual(['right']);
+    expect(row(several, 'right')).toEqual(['left']);
+    expect(row(several, 'far')).toEqual(['NOBODY']);
   });
 
   it('shows the latest decisions only', () => {

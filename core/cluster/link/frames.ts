@@ -16,6 +16,8 @@ const LAST_TYPE = FRAME.bye;
 
 /** Longest frame, unless told otherwise, in bytes without the four of its length. */
 export const MAX_FRAME = 64 * 1024 * 1024;
+/** Longest frame of a connection that is not the link yet. */
+export const GREETING_FRAME = 16 * 1024;
 /** Longest frame whose body is JSON. */
 export const MAX_JSON_FRAME = 1024 * 1024;
 /** Bytes of a record besides its payload. */

@@ -6,6 +6,7 @@ export {
   FRAME,
   FrameDecoder,
   FrameEncoder,
+  GREETING_FRAME,
   MAX_FRAME,
   MAX_JSON_FRAME,
   peerError,

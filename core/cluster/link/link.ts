@@ -118,6 +118,10 @@ export class LinkState {
   #beatAt = 0;
   #tickedAt = 0;
   #closed = false;
+  /** There was a link since the start. */
+  #met = false;
+  /** What the peer says that it saw of this gateway, before the first link of this process. */
+  #owed = 0;
 
   constructor(config: LinkConfig) {
     this.#config = config;
@@ -150,6 +154,15 @@ export class LinkState {
     return this.#seen.get(name)?.epoch ?? 0;
   }
 
+  /**
+   * The epoch to claim. A gateway that was just started may have learnt a part of what it knew from others, which is less than what this peer saw of its
+   * earlier life, and would be refused: the peer's greeting tells. One that had a link has no earlier life to learn of.
+   * @param known the highest one that this gateway knows of
+   */
+  claim(known: number): number {
+    return Math.max(known, this.#owed);
+  }
+
   /** Begins. */
   start(now: number): Effect[] {
     if (this.#config.dials) this.#dialAt = now;
@@ -177,7 +190,8 @@ export class LinkState {
     const { name, peer, cluster, version, incarnation } = this.#config;
     const other = peer ?? proof.name;
     const seenEpoch = other === null ? 0 : this.epochOf(other);
-    const body: Hello = { magic: MAGIC, version, name, peer, cluster, epoch, seenEpoch, incarnation, nonce };
+    const claimed = this.claim(epoch);
+    const body: Hello = { magic: MAGIC, version, name, peer, cluster, epoch: claimed, seenEpoch, incarnation, nonce };
     return [{ do: 'send', id, type: FRAME.hello, body }];
   }
 
@@ -189,6 +203,7 @@ export class LinkState {
       if (candidate.hello !== null) throw peerError('said hello twice');
       const hello = this.#judge(body, candidate.proof);
       candidate.hello = hello;
+      if (!this.#met) this.#owed = Math.max(this.#owed, hello.seenEpoch);
       // The one that decides waits for the other's consent.
       if (this.#decides(hello)) return [];
       return [{ do: 'send', id, type: FRAME.helloAck, body: { nonce: hello.nonce } }];
@@ -225,6 +240,18 @@ export class LinkState {
   left(id: number, now: number): Effect[] {
     if (this.#link?.id !== id) return this.closed(id, null, now);
     return [this.#down(new CodedError('OUTLIVE_PAIR_LEFT', 'network', 'the peer took its leave'), now)];
+  }
+
+  /** When the peer was last heard, on the link or on the last one; 0 when there was none. */
+  heardAt(now: number): number {
+    return this.#link === null ? this.#heardAt : this.#heardBy(now);
+  }
+
+  /** After a halt of this process what the peer sent meanwhile waits to be read: it gets two beats to be heard in. */
+  #heardBy(now: number): number {
+    const { silenceMs, beatMs } = this.#config;
+    const halted = now - this.#tickedAt > silenceMs / 2;
+    return halted ? Math.max(this.#heardAt, now - silenceMs + 2 * beatMs) : this.#heardAt;
   }
 
   /** Something came on the link. */
@@ -273,7 +300,7 @@ export class LinkState {
 
   /** Time has passed. */
   tick(now: number): Effect[] {
-    const late = now - Math.max(this.#tickedAt, 0);
+    this.#heardAt = this.heardAt(now);
     this.#tickedAt = now;
     if (this.#closed) return [];
     const effects: Effect[] = [];
@@ -284,8 +311,6 @@ export class LinkState {
       effects.push(...this.failed(candidate.id, peerError(what, 'OUTLIVE_PAIR_SILENT'), now));
     }
     if (this.#link !== null) {
-      // After a halt of this process what the peer sent meanwhile waits to be read: it gets two beats to be heard in.
-      if (late > silenceMs / 2) this.#heardAt = Math.max(this.#heardAt, now - silenceMs + 2 * beatMs);
       if (now >= this.#heardAt + silenceMs) {
         const what = `was not heard for ${silenceMs} ms`;
         effects.push(...this.failed(this.#link.id, peerError(what, 'OUTLIVE_PAIR_SILENT'), now));
@@ -337,6 +362,7 @@ export class LinkState {
       effects.push(this.#down(new CodedError('OUTLIVE_PAIR_DOWN', 'network', 'the peer began a new pair link'), now));
     }
     this.#link = candidate;
+    this.#met = true;
     this.#upAt = this.#heardAt = this.#tickedAt = now;
     this.#beatAt = now + this.#config.beatMs;
     this.#dialAt = Number.POSITIVE_INFINITY;

@@ -17,6 +17,7 @@ export type {
   MisplacedReason,
   MonitorConfig,
   PairConfig,
+  PeerConfig,
   PluginUse,
   PromotionConfig,
   ServerConfig,

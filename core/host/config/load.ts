@@ -322,19 +322,35 @@ function crossCheckTarget(listener: Record<string, unknown>, path: Path, cluster
 function crossCheckPair(root: Record<string, unknown>): Finding[] {
   const findings: Finding[] = [];
   const pair = mapping(root.pair);
-  const peer = mapping(pair.peer);
   const wrong = (path: Path, message: string) => findings.push({ path: ['pair', ...path], message });
-  if (typeof pair.name === 'string' && pair.name === peer.name) {
-    wrong(['peer', 'name'], 'is the name of this gateway itself; each needs one of its own');
+  if ((pair.peer === undefined) === (pair.peers === undefined)) {
+    wrong([], 'needs either peer, for one other gateway, or peers, for several');
+  }
+  const places: Path[] = pair.peer === undefined ? list(pair.peers).map((_, index) => ['peers', index]) : [['peer']];
+  const others = (pair.peer === undefined ? list(pair.peers) : [pair.peer]).map((other) => mapping(other));
+  others.forEach(({ name }, index) => {
+    if (typeof pair.name !== 'string' || pair.name !== name) return;
+    wrong([...places[index], 'name'], 'is the name of this gateway itself; each needs one of its own');
+  });
+  if (pair.peer === undefined) {
+    findings.push(
+      ...repeated(others, 'name', ['pair', 'peers'], 'another gateway has this name'),
+      ...repeated(others, 'address', ['pair', 'peers'], 'another gateway has this address'),
+    );
+  }
+  if (others.length > 1 && pair.lease === undefined) {
+    const message =
+      'are more than one, which needs lease: a store such as etcd, since no fence command can decide among three which of them goes on';
+    wrong(['peers'], message);
   }
   if ((pair.secret === undefined) === (pair.tls === undefined)) {
     wrong([], 'needs either secret or tls, so that the gateways know each other');
   }
-  const names = [pair.name, peer.name];
+  const names = [pair.name, ...others.map(({ name }) => name)];
   list(pair.addresses).forEach((value, index) => {
     const { home } = mapping(value);
     if (typeof home === 'string' && !names.includes(home)) {
-      wrong(['addresses', index, 'home'], `must be one of the two gateways: ${names.join(', ')}`);
+      wrong(['addresses', index, 'home'], `must be one of the gateways: ${names.join(', ')}`);
     }
   });
   findings.push(...repeated(list(pair.addresses), 'address', ['pair', 'addresses'], 'this address is there twice'));
@@ -417,9 +433,11 @@ function finish(shape: ConfigShape, file: string | null, baseDir: string): Confi
   };
 }
 
-function pairOf(pair: NonNullable<ConfigShape['pair']>): PairConfig {
+function pairOf({ peer, peers, ...pair }: NonNullable<ConfigShape['pair']>): PairConfig {
   return {
     ...pair,
+    // Exactly one of both is there.
+    peers: peers ?? [peer!],
     secret: pair.secret ?? null,
     tls: pair.tls ?? null,
     lease: pair.lease === undefined ? null : pluginUse(pair.lease, 'pair.lease'),

@@ -439,15 +439,22 @@ export function configSchema(context: SchemaContext) {
       .describe('How a silent loss of a server is noticed.'),
   });
 
+  const peer = () =>
+    z.strictObject({
+      name: name().describe('Its name in its own configuration.'),
+      address: address().describe('Its pair.listen, as seen from here.'),
+    });
   const pair = z.strictObject({
-    name: name().describe('Name of this gateway, unlike that of the other one.'),
-    listen: address().describe('Address that the other gateway connects to: host:port.'),
-    peer: z
-      .strictObject({
-        name: name().describe('Its name in its own configuration.'),
-        address: address().describe('Its pair.listen, as seen from here.'),
-      })
-      .describe('The other gateway.'),
+    name: name().describe('Name of this gateway, unlike that of any other one.'),
+    listen: address().describe('Address that the other gateways connect to: host:port.'),
+    peer: peer().optional().describe('The other gateway. Or peers.'),
+    peers: z
+      .array(peer())
+      .min(1, 'needs at least one gateway')
+      .optional()
+      .describe(
+        'All other gateways, where there are more than two (needs lease). The sessions of each are followed by one other, chosen by rendezvous hashing over those that are there.',
+      ),
     secret: secret(context)
       .optional()
       .describe('A secret that both gateways know, for a first start: { env: NAME } or { file: path }. Or tls.'),
@@ -460,7 +467,7 @@ export function configSchema(context: SchemaContext) {
           .transform((loaded): LoadedFile<Sensitive> => ({ file: loaded.file, text: new Sensitive(loaded.text) }))
           .describe('File with its private key (PEM, no passphrase).'),
         ca: file(context, 'a PEM certificate', certificate).describe(
-          "File with the authority's certificate (PEM); the other gateway's certificate must be made out to its name by it.",
+          "File with the authority's certificate (PEM); the other gateways' certificates must be made out to their names by it.",
         ),
       })
       .optional()
@@ -469,7 +476,7 @@ export function configSchema(context: SchemaContext) {
       .enum(['continue', 'stop'])
       .default('continue')
       .describe(
-        'What listeners with durability pair do while the other gateway is gone: continue, unprotected against the loss of this host; stop: their clients wait.',
+        'What listeners with durability pair do while the other gateway (of several: every other one) is gone: continue, unprotected against the loss of this host; stop: their clients wait.',
       ),
     beat: duration(20).prefault('200ms').describe('How often the gateways tell each other how they are.'),
     silence: duration(100).prefault('1s').describe('A gateway that was not heard for so long is silent.'),
@@ -585,7 +592,9 @@ export function configSchema(context: SchemaContext) {
   });
 
   return z.strictObject({
-    pair: pair.optional().describe('A second gateway that follows the sessions of this one and goes on with them.'),
+    pair: pair
+      .optional()
+      .describe('Other gateways, of which one follows the sessions of this one and goes on with them.'),
     keeper: z
       .strictObject({
         socket: text()

@@ -146,11 +146,19 @@ export interface AddressConfig {
   readonly mover: PluginUse;
 }
 
-/** The pair of gateways as one of them sees it; times in ms, sizes in bytes. */
+/** Another gateway. */
+export interface PeerConfig {
+  readonly name: string;
+  /** Where it listens for other gateways. */
+  readonly address: Address;
+}
+
+/** The gateways that take over from each other as one of them sees it; times in ms, sizes in bytes. */
 export interface PairConfig {
   readonly name: string;
   readonly listen: Address;
-  readonly peer: { readonly name: string; readonly address: Address };
+  /** At least one; more than one only with a lease. */
+  readonly peers: readonly PeerConfig[];
   /** One of both is set. */
   readonly secret: Sensitive | null;
   readonly tls: {

@@ -1,6 +1,8 @@
+import type { Mention } from '../../cluster/records.js';
 import type { AddressPlugin, Lease, Log } from '../../contract/index.js';
 import type { Guard } from '../../io/guard.js';
 import type { AddressConfig } from '../config/index.js';
+import type { Peer } from './peer.js';
 
 /** A renewal of an address that fails is tried again so soon. */
 const RENEW_LEAST_MS = 50;
@@ -17,24 +19,31 @@ export class PairAddress {
   notBefore = 0;
   /** It is on its way to here. */
   taking = false;
-  /** When it was offered to the other gateway in a move of which nobody knows what became; null otherwise. */
+  /** When it was offered to another gateway in a move of which nobody knows what became; null otherwise. */
   grantedAt: number | null = null;
+  /** The last one that it was offered to. */
+  grantedTo: Peer | null = null;
   order: 'take' | 'give' | null = null;
+  /** Who ordered to give it, and is to get it. */
+  orderedBy: Peer | null = null;
   /** The load balance wants it at the peer. */
   balance = false;
   /** When it came here from the other gateway, or could not be moved there, and who had it before; null when it was here from the beginning. */
   moved: { readonly at: number; readonly from: string } | null = null;
   lease: Lease | null = null;
-  /** Who has the lease; undefined while the store was not asked or does not answer. */
-  holder: string | null | undefined = undefined;
+  private heldBy: string | null | undefined = undefined;
+  /** Since when nobody is known to have the lease; null while somebody has it, or that is not known. */
+  freeSince: number | null = null;
   asking = false;
   /** Whoever had a lease under this gateway's name is dead: its process before, by the keeper's word. */
   heir = false;
   /** All its connections stand still: one that comes now would be left behind. */
   standing = false;
   private newcomers = true;
-  /** This gateway fell silent, and its connections stand still: under which epoch it was served, and since when. */
+  /** This gateway fell silent, and its connections stand still: under which epoch (of the lease, if there is one) it was served, and since when. */
   halted: { readonly epoch: number; readonly at: number } | null = null;
+  /** Connections that could not stand still when this gateway fell silent: nobody has them, and their clients have not heard of it. */
+  forsaken: readonly Mention[] = [];
   private renewal: NodeJS.Timeout | null = null;
   /** The renewal under way. */
   private renewing: Promise<void> = Promise.resolve();
@@ -52,6 +61,21 @@ export class PairAddress {
 
   get address(): string {
     return this.config.address;
+  }
+
+  get home(): string {
+    return this.config.home;
+  }
+
+  /** Who has the lease; undefined while the store was not asked or does not answer. */
+  get holder(): string | null | undefined {
+    return this.heldBy;
+  }
+
+  set holder(holder: string | null | undefined) {
+    this.heldBy = holder;
+    if (holder !== null) this.freeSince = null;
+    else this.freeSince ??= this.now();
   }
 
   /** Until when the lease is valid; null without one. */

@@ -8,15 +8,29 @@ export type World = (opening: Opening, shared: () => unknown) => ShadowWorld | n
 /** Small records are copied, so that a session that keeps a few bytes does not keep the chunk in which they came. */
 const COPY_BELOW = 4096;
 
-/** Follows the sessions of the other gateway: a {@link Shadow} for each. */
+/** With so many bytes of records waiting they are looked at at once, which keeps the other gateway from sending more. */
+const BACKLOG = 1024 * 1024;
+
+interface Waiting {
+  readonly kind: number;
+  readonly session: number;
+  readonly bytes: Uint8Array;
+}
+
+/**
+ * Follows the sessions of the other gateway: a {@link Shadow} for each. A record is held as soon as it is here; the shadows are fed a little later, so
+ * that no client of the other gateway waits for that.
+ */
 export class Follower {
-  readonly shadows = new Map<number, Shadow>();
+  private readonly shadows = new Map<number, Shadow>();
   private readonly mentions = new Map<number, Mention>();
   private readonly facts = new Map<string, unknown>();
   /** Sessions that could not be followed; one line in the log for each kind of reason is enough. */
   private readonly told = new Set<string>();
-  /** How many sessions could not be followed since the start. */
-  failed = 0;
+  private readonly waiting: Waiting[] = [];
+  private waitingBytes = 0;
+  private draining: NodeJS.Immediate | null = null;
+  private lost = 0;
 
   constructor(
     private readonly world: World,
@@ -28,14 +42,41 @@ export class Follower {
 
   /** A peer is there: what is known of an earlier one is void. */
   reset(): void {
-    this.shadows.clear();
+    this.waiting.length = 0;
+    this.waitingBytes = 0;
+    this.drop();
     this.mentions.clear();
+  }
+
+  /** The sessions of the other gateway are no longer followed here, or are told anew. */
+  drop(): void {
+    this.catchUp();
+    this.shadows.clear();
     this.facts.clear();
   }
 
   /** Takes a record of the peer. Never throws: a session that cannot be followed is forgotten until it is told anew. */
   record(kind: number, session: number, received: Uint8Array): void {
     const bytes = received.length < COPY_BELOW ? Buffer.from(received) : received;
+    this.waiting.push({ kind, session, bytes });
+    this.waitingBytes += bytes.length;
+    if (this.waitingBytes > BACKLOG) this.catchUp();
+    else this.draining ??= setImmediate(this.drain);
+  }
+
+  private readonly drain = (): void => {
+    this.draining = null;
+    this.catchUp();
+  };
+
+  /** Feeds the shadows with all that has come. */
+  private catchUp(): void {
+    for (const { kind, session, bytes } of this.waiting) this.take(kind, session, bytes);
+    this.waiting.length = 0;
+    this.waitingBytes = 0;
+  }
+
+  private take(kind: number, session: number, bytes: Uint8Array): void {
     try {
       switch (kind) {
         case RECORD.open:
@@ -63,7 +104,7 @@ export class Follower {
       }
     } catch (error) {
       this.shadows.delete(session);
-      this.failed++;
+      this.lost++;
       this.onLost(session);
       const reason = String((error as Error)?.message ?? error);
       if (this.told.has(reason) || this.told.size > 100) return;
@@ -86,24 +127,40 @@ export class Follower {
     this.shadows.set(session, shadow);
   }
 
+  /** A session of the other gateway, by its number there. */
+  shadow(session: number): Shadow | undefined {
+    this.catchUp();
+    return this.shadows.get(session);
+  }
+
   /** The sessions on an address that can be gone on with. */
   of(address: string): Shadow[] {
+    this.catchUp();
     return [...this.shadows.values()].filter(({ opening, complete }) => opening.address === address && complete);
   }
 
   /** All connections on an address, of these sessions and of others. */
   mentioned(address: string): Mention[] {
+    this.catchUp();
     return [...this.mentions.values()].filter(({ local }) => local.address === address);
   }
 
   /** The sessions on an address are no longer the other gateway's. */
   forget(address: string): void {
+    this.catchUp();
     for (const [id, { opening }] of this.shadows) if (opening.address === address) this.shadows.delete(id);
     for (const [id, { local }] of this.mentions) if (local.address === address) this.mentions.delete(id);
   }
 
+  /** How many sessions could not be followed since the start. */
+  get failed(): number {
+    this.catchUp();
+    return this.lost;
+  }
+
   /** How many sessions are followed, and how many of them could be gone on with now. */
   get count(): { total: number; adoptable: number } {
+    this.catchUp();
     let adoptable = 0;
     for (const shadow of this.shadows.values()) if (shadow.complete) adoptable++;
     return { total: this.shadows.size, adoptable };

@@ -2,28 +2,27 @@ import type { PairLink } from '../../io/pair-link.js';
 import type { Keeping } from './keeping.js';
 import type { Records } from './shipper.js';
 
-/** Where records go: to the other gateway while it is there, and to the keeper if there is one. */
+/** Where records go: to the gateway that follows while there is one, and to the keeper if there is one. */
 export class Journal implements Records {
-  /** The other gateway is there: it confirms. */
-  linked = false;
+  /** To the gateway that follows: it confirms. */
+  private link: PairLink | null = null;
   private base = 0;
 
   constructor(
-    private readonly link: PairLink | null,
     private readonly keeping: Keeping | null,
     /** All records below this position are safe. */
     private readonly onSafe: (position: number) => void,
   ) {
     if (keeping !== null) {
       keeping.onSafe = (count) => {
-        if (!this.linked) this.onSafe(count - this.base + 1);
+        if (this.link === null) this.onSafe(count - this.base + 1);
       };
     }
   }
 
   append(kind: number, session: number, bytes: Uint8Array): number {
     const count = this.keeping?.append(kind, session, bytes) ?? 0;
-    return this.linked ? this.link!.append(kind, session, bytes) : count - this.base;
+    return this.link === null ? count - this.base : this.link.append(kind, session, bytes);
   }
 
   get keeps(): boolean {
@@ -46,9 +45,14 @@ export class Journal implements Records {
     return this.keeping?.grown(session) === true;
   }
 
+  /** From now on the gateway at the other end of this link follows: positions are those of the link. */
+  to(link: PairLink): void {
+    this.link = link;
+  }
+
   /** From now on the keeper alone confirms, and positions begin anew. */
   alone(): void {
-    this.linked = false;
+    this.link = null;
     this.base = this.keeping?.append(NO_RECORD, 0, NOTHING) ?? 0;
   }
 }

@@ -153,7 +153,7 @@ export class Keeping {
       if (kind !== 'client') continue;
       session++;
       const take = (record: number, bytes: Uint8Array) => follower.record(record, session, bytes);
-      const shadow = complete && replay(notes, take) ? follower.shadows.get(session) : undefined;
+      const shadow = complete && replay(notes, take) ? follower.shadow(session) : undefined;
       if (shadow?.session != null) {
         if (this.stays({ key, fd, shadow })) found.push({ key, fd, shadow });
         continue;

@@ -1,20 +1,17 @@
-import { randomBytes } from 'node:crypto';
-import { monitorEventLoopDelay } from 'node:perf_hooks';
+import { createHash, randomBytes } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
 import {
-  type Comparison,
-  compareReach,
   DEFAULT_TIMING,
   type Decision,
   decide,
   enabledConditions,
   type FenceState,
-  type LinkState,
   nextLook,
 } from '../../cluster/decide.js';
+import { aheadOf, counterpartOf, followerOf, ownerOf } from '../../cluster/members.js';
 import { type End, type Mention, type Opening, pack, RECORD } from '../../cluster/records.js';
 import type { Shadow, ShadowWorld } from '../../cluster/shadow.js';
-import { type BackendReach, parseStatistics, type Statistics } from '../../cluster/statistics.js';
+import type { AddressStatistics, BackendReach, Statistics } from '../../cluster/statistics.js';
 import {
   type ActionPlugin,
   type AddressPlugin,
@@ -26,7 +23,8 @@ import {
 import { type Guard, guardUnavailable, installGuard, type RunCommand } from '../../io/guard.js';
 import { AckHold } from '../../io/hold/index.js';
 import type { Wire } from '../../io/index.js';
-import { PairLink } from '../../io/pair-link.js';
+import type { PairAuth } from '../../io/pair-auth.js';
+import { PairListener } from '../../io/pair-listener.js';
 import * as tcp from '../../io/tcp/index.js';
 import { abandon, answerStrangers, goOn, letClose, standStill, vanish } from '../../io/tcp/standstill.js';
 import type { Order } from '../admin.js';
@@ -35,12 +33,12 @@ import type { PairFigures, Stats } from '../metrics.js';
 import type { SessionHost, SessionPair } from '../session-host.js';
 import { PairAddress } from './address.js';
 import { Balancing } from './balancing.js';
-import { Follower } from './follower.js';
-import { Journal } from './journal.js';
 import { type Keeping, type KeptSession, keptCounts } from './keeping.js';
+import { LoadMeter } from './load.js';
+import { Peer, type Why } from './peer.js';
 import type { Gate, Replica, Subject } from './replica.js';
-import { Shipper } from './shipper.js';
 import { goOnWithKept } from './solo.js';
+import { Telling } from './telling.js';
 
 /** What the pair needs of the gateway around it. */
 export interface PairWorld {
@@ -82,6 +80,8 @@ const SETTLE_MS = 2000;
 const FAREWELL_MS = 300;
 /** Connections that were half open when nobody new was let in any more are there after so long, on all but the longest ways. */
 const HANDSHAKE_MS = 200;
+/** A gateway that ends waits so long for the one that follows to be another one, if that is about to happen. */
+const CHANGE_MS = 1000;
 /** So many decisions are remembered for the status. */
 const REMEMBERED = 20;
 const POLL_MS = 20;
@@ -99,8 +99,10 @@ const PROD_AT = 64 * 1024;
 const UNHEARD_MS = 11_000;
 /** For clients whose acknowledgements were held: they may wait long before they send something again. */
 const HELD_GRACES: tcp.Graces = { dataMs: 8000, acknowledgementMs: 20_000 };
-/** What the end of the link says of the peer; any other end: its host is there and its process is not. */
-const WHY: Readonly<Record<string, 'silent' | 'left'>> = { OUTLIVE_PAIR_SILENT: 'silent', OUTLIVE_PAIR_LEFT: 'left' };
+/** What the keeper has the highest epoch of all addresses under. */
+const ANY = '';
+/** The name of the pair on the wire holds no more. */
+const MAX_CLUSTER = 128;
 /** States of sessions that look for a server. */
 const RECOVERING: ReadonlySet<string> = new Set([
   'doubting',
@@ -121,7 +123,7 @@ const NOT_MOVABLE: GatewayError = {
 
 /** What was done to connections, for metrics and the status. */
 export interface PairCounts {
-  /** Connections that go on here and came from the other gateway. */
+  /** Connections that go on here and came from another gateway, or from the process before this one. */
   kept: number;
   /** Connections that could not be kept in a takeover. */
   reset: number;
@@ -131,14 +133,16 @@ export interface PairCounts {
   lastTakeoverMs: number;
 }
 
-/** This gateway as one of a pair: tells the other one of its sessions, follows those of the other one, and takes over. */
+/**
+ * This gateway as one of two or more: tells one of the others of its sessions, follows those of whoever has chosen it, and takes over. It has a link
+ * with each; its sessions are told to one of them at a time, the follower.
+ */
 export class Pair implements SessionPair {
   readonly counts: PairCounts = { kept: 0, reset: 0, takeovers: 0, planned: 0, lastTakeoverMs: 0 };
   private readonly incarnation = randomBytes(8).toString('hex');
-  private readonly link: PairLink;
-  private readonly journal: Journal;
-  private readonly shipper: Shipper;
-  private readonly follower: Follower;
+  private readonly listener: PairListener;
+  private readonly peers: readonly Peer[];
+  private readonly telling: Telling;
   private readonly addresses: PairAddress[];
   /** Null where the condition is off. */
   private readonly balancing: Balancing | null;
@@ -148,21 +152,18 @@ export class Pair implements SessionPair {
   private readonly gaps: tcp.GapWatch;
   /** The same where acknowledgements were held back: clients have what is missing, and send it again in time. */
   private readonly heldGaps: tcp.GapWatch;
-  private readonly watched = new WeakMap<Wire, SessionHost>();
+  private readonly watched = new WeakMap<Wire, { readonly host: SessionHost; readonly came: boolean }>();
   private readonly startedAt: number;
   private readonly unmovable: string | null;
-  private linkState: LinkState;
-  private peer: { statistics: Statistics; heardAt: number } | null = null;
-  private comparison: Comparison | null = null;
+  /** The highest epoch that others ever saw from this gateway, whichever address it was of: who claims less is refused the link. */
+  private claimed = 0;
   private fence: { configured: boolean; state: FenceState['state']; at: number };
   private draining = false;
   private stopped = false;
   private timer: NodeJS.Timeout | null = null;
   private readonly recent: (Decision & { at: string })[] = [];
   private readonly last = new Map<string, string>();
-  private readonly delay = monitorEventLoopDelay({ resolution: 10 });
-  private usage = process.cpuUsage();
-  private rates = { at: 0, requests: 0, bytes: 0, requestsPerSecond: 0, bytesPerSecond: 0, cpu: 0, delay: 0 };
+  private readonly load: LoadMeter;
 
   constructor(
     private readonly config: PairConfig,
@@ -176,7 +177,7 @@ export class Pair implements SessionPair {
   ) {
     this.startedAt = now();
     this.unmovable = tcp.tcpRepairUnavailable();
-    this.linkState = { state: 'down', since: this.startedAt, why: 'silent' };
+    this.load = new LoadMeter(world.stats);
     this.fence = { configured: plugins.fence !== null, state: 'idle', at: this.startedAt };
     this.addresses = config.addresses.map(
       (address, index) =>
@@ -187,49 +188,51 @@ export class Pair implements SessionPair {
     const onAgreed = (wire: Wire) => this.agreed(wire);
     this.gaps = new tcp.GapWatch({ onGap, onAgreed });
     this.heldGaps = new tcp.GapWatch({ onGap, onAgreed, graces: HELD_GRACES });
-    this.follower = new Follower(
-      (opening, shared) => world.shadowWorld(opening, shared),
-      log,
-      now,
-      (session) => this.lostShadow(session),
-    );
-    this.link = new PairLink({
+    const link = {
       name: config.name,
-      peer: { name: config.peer.name, ...config.peer.address },
-      listen: config.listen,
-      auth:
-        config.secret !== null
-          ? { kind: 'psk', secret: config.secret.reveal() }
-          : {
-              kind: 'tls',
-              cert: config.tls!.cert.text,
-              key: config.tls!.key.text.reveal(),
-              ca: config.tls!.ca.text,
-            },
-      cluster: config.addresses.map(({ address }) => address).join(','),
+      auth: authOf(config),
+      cluster: clusterOf(config.addresses.map(({ address }) => address)),
+      log,
+    };
+    this.listener = new PairListener({ ...link, ...config.listen });
+    const options = {
+      ...link,
+      listen: this.listener,
       incarnation: this.incarnation,
       epoch: () => {
         this.noteEpochs();
-        return Math.max(0, ...this.addresses.map(({ epoch }) => epoch));
+        return Math.max(this.claimed, ...this.addresses.map(({ epoch }) => epoch));
       },
       beatMs: config.beat,
       silenceMs: config.silence,
       backlogLimit: config.backlog,
+      now,
+    };
+    const events = {
+      onUp: (peer: Peer, { seenEpoch }: { seenEpoch: number }) => this.linkUp(peer, seenEpoch),
+      onDown: (peer: Peer, why: Why) => this.linkDown(peer, why),
+      onHeard: (peer: Peer) => this.heard(peer),
+      onAck: (peer: Peer, position: number) => this.telling.acked(peer, position),
+      onAsked: (peer: Peer, request: unknown) => this.asked(peer, request as Control),
+      onLost: (peer: Peer, session: number) => this.lostShadow(peer, session),
+    };
+    const shadowWorld: PairWorld['shadowWorld'] = (opening, shared) => world.shadowWorld(opening, shared);
+    this.peers = config.peers.map((peer) => new Peer(peer, options, shadowWorld, events, log, now));
+    this.telling = new Telling({
+      name: config.name,
+      peers: this.peers,
+      addresses: this.addresses,
+      lease: plugins.lease,
+      keeping,
+      waits: config.withoutPeer === 'stop',
       log,
       now,
-      onUp: (hello) => this.linkUp(hello.seenEpoch),
-      onDown: (reason) => this.linkDown(WHY[reason.code] ?? 'refused'),
-      onRecord: (kind, session, bytes) => this.follower.record(kind, session, bytes),
-      onAck: (position) => this.shipper.acked(position),
-      onBeat: (beat) => this.heard(beat),
-      onControl: (message, reply) =>
-        void this.asked(message as Control).then(reply, (error: Error) => reply({ error: error.message })),
+      stopped: () => this.stopped,
+      onChange: () => this.look(),
     });
-    this.journal = new Journal(this.link, keeping, (position) => this.shipper.acked(position));
-    this.shipper = new Shipper(this.journal, config.withoutPeer === 'stop');
   }
 
-  /** Begins to listen for the other gateway and to decide. Rejects when it cannot listen. */
+  /** Begins to listen for the other gateways and to decide. Rejects when it cannot listen. */
   async start(): Promise<void> {
     if (this.unmovable !== null) {
       this.log.warn(
@@ -237,26 +240,31 @@ export class Pair implements SessionPair {
         `connections cannot be moved between hosts here: ${this.unmovable}`,
       );
     } else await this.protect();
-    this.delay.enable();
+    this.load.start();
     if (this.keeping !== null) {
       this.keptSessions = this.keeping.sessions((opening, shared) => this.world.shadowWorld(opening, shared), this.now);
       this.inherited.lost = this.keeping.unusable;
+      this.claimed = this.keeping.epochOf(ANY);
       for (const one of this.addresses) {
         one.heir = this.keeping.succeeds;
         one.epoch = this.keeping.epochOf(one.address);
       }
       if (this.keptSessions.length === 0) this.keeping.dropHolds();
-      this.journal.alone();
-      this.shipper.linkUp();
+      this.telling.start();
     }
-    this.linkState = { state: 'down', since: this.now(), why: 'silent' };
-    await this.link.start();
+    await this.listener.start();
+    for (const peer of this.peers) {
+      peer.link = { state: 'down', since: this.now(), why: 'silent' };
+      await peer.channel.start();
+    }
     await this.join();
     for (const { address } of this.addresses) {
       this.plugins.lease?.watch(address, (holder) => {
         const own = this.addresses.find((one) => one.address === address)!;
         own.holder = holder === null ? null : holder.owner;
-        if (!own.serving) own.epoch = Math.max(own.epoch, holder?.epoch ?? 0);
+        // This gateway's own counts from when it begins to serve: until then the highest is that of the owner before.
+        const theirs = holder !== null && holder.owner !== this.config.name;
+        if (theirs && !own.serving) own.epoch = Math.max(own.epoch, holder.epoch);
         this.look();
       });
     }
@@ -285,7 +293,7 @@ export class Pair implements SessionPair {
       this.keeping?.keepHold(this.hold.descriptor);
       log.info(
         config.holdAcknowledgements,
-        'acknowledgements are held until the other gateway has what they acknowledge',
+        'acknowledgements are held until another gateway has what they acknowledge',
       );
     }
     if (!config.guard) return;
@@ -330,13 +338,16 @@ export class Pair implements SessionPair {
     const id = ++this.mentioned;
     const mention = pack({ local, remote: { address: plain(remoteAddress), port: remotePort } });
     this.mentions.set(id, mention);
-    if (this.linkState.state === 'up') this.link.append(RECORD.mention, id, mention);
+    const tell = (kind: number, bytes: Uint8Array): void => {
+      for (const { linked, channel } of this.peers) if (linked) channel.append(kind, id, bytes);
+    };
+    tell(RECORD.mention, mention);
     return () => {
-      if (this.mentions.delete(id) && this.linkState.state === 'up') this.link.append(RECORD.unmention, id, NOTHING);
+      if (this.mentions.delete(id)) tell(RECORD.unmention, NOTHING);
     };
   }
 
-  /** Connections of clients, as the peer is told of them. */
+  /** Connections of clients, as all others are told of them: whoever takes an address over lets the clients know that it cannot go on with. */
   private readonly mentions = new Map<number, Uint8Array>();
   private mentioned = 0;
 
@@ -350,6 +361,15 @@ export class Pair implements SessionPair {
     if (this.guard === null) return;
     const on = this.addresses.some(({ serving }) => serving);
     for (const fd of this.world.listening()) if (fd >= 0) answerStrangers(fd, on);
+  }
+
+  private get shipper() {
+    return this.telling.shipper;
+  }
+
+  /** Who follows the sessions here; null for nobody. */
+  private get follower(): Peer | null {
+    return this.telling.follower;
   }
 
   replicate(subject: Subject): Replica {
@@ -407,6 +427,8 @@ export class Pair implements SessionPair {
       if (fd >= 0) held.prod(fd);
     };
     return {
+      // Looked at when nothing more can be acknowledged.
+      promised: received + tcp.unread(tcp.fdOf(wire)),
       safe: (bytes) => {
         held.acknowledge(tcp.at(receiveBase, bytes));
         // Answers tell the client of little; without a word, one who sends much would wait for its window.
@@ -434,84 +456,60 @@ export class Pair implements SessionPair {
   // ------------------------------------------------------------------------------------------------------------ link
 
   /** @param seen the highest epoch that the peer ever saw from this gateway, in its earlier lives too */
-  private linkUp(seen: number): void {
-    for (const one of this.addresses) if (!one.serving) one.epoch = Math.max(one.epoch, seen);
-    this.log.info({ peer: this.config.peer.name }, 'the other gateway is there');
-    this.linkState = { state: 'up', since: this.now() };
-    this.follower.reset();
-    this.journal.linked = true;
-    for (const [id, mention] of this.mentions) this.link.append(RECORD.mention, id, mention);
-    this.shipper.linkUp();
+  private linkUp(peer: Peer, seen: number): void {
+    this.claimed = Math.max(this.claimed, seen);
+    this.log.info({ peer: peer.name }, 'the other gateway is there');
+    for (const [id, mention] of this.mentions) peer.channel.append(RECORD.mention, id, mention);
+    this.telling.choose();
     this.beat();
   }
 
-  private linkDown(why: 'silent' | 'refused' | 'left'): void {
-    const wasUp = this.linkState.state === 'up';
-    if (wasUp) {
-      const fields = { code: 'OUTLIVE_PAIR_LOST', peer: this.config.peer.name, why };
-      this.log.warn(fields, 'the other gateway is gone: sessions here are not protected against the loss of this host');
+  private linkDown(peer: Peer, why: Why): void {
+    const followed = peer === this.follower;
+    const what = followed ? ': sessions here are not protected against the loss of this host' : '';
+    this.log.warn({ code: 'OUTLIVE_PAIR_LOST', peer: peer.name, why }, `the other gateway is gone${what}`);
+    for (const one of this.addresses) {
+      // It orders again when it is there again and still wants it.
+      if (one.order === 'give' && one.orderedBy === peer) one.order = null;
     }
-    const since = this.linkState.state === 'down' ? this.linkState.since : this.now();
-    this.linkState = { state: 'down', since, why };
     // Nothing that waited for the peer may leave when this process was asleep and somebody else has the address by now.
     this.look();
-    if (this.keeping === null) {
-      if (!wasUp) {
-        // It is heard of again: it is there, and has forgotten everything.
-        if (why !== 'silent') this.shipper.alone();
-      } else if (why === 'silent' && this.plugins.lease !== null) {
-        this.shipper.linkDown(true);
-        void this.assure(this.plugins.lease);
-      } else this.shipper.linkDown();
-    } else {
-      this.journal.alone();
-      this.shipper.goOn();
-    }
+    this.telling.lost(peer, why);
     this.look();
   }
 
-  /**
-   * Goes on without a peer that fell silent as soon as the store says that what is served here still is this gateway's: who is cut off from
-   * both would serve clients further than the peer knows, and the peer, which takes over next, would have to reset them.
-   */
-  private async assure(lease: LeasePlugin): Promise<void> {
-    const { since } = this.linkState;
-    const over = () => this.stopped || this.linkState.state === 'up' || this.linkState.since !== since;
-    while (!over()) {
-      const served = this.addresses.filter(({ serving }) => serving);
-      const holders = await Promise.all(served.map(({ address }) => lease.holder(address))).catch(() => null);
-      if (over()) return;
-      if (holders?.every((holder) => holder?.owner === this.config.name)) {
-        this.shipper.alone();
-        return;
-      }
-      await new Promise((resolve) => setTimeout(resolve, POLL_MS));
-    }
-  }
-
-  private heard(beat: unknown): void {
-    try {
-      this.peer = { statistics: parseStatistics(beat), heardAt: this.now() };
-    } catch (error) {
-      this.log.warn({ code: (error as CodedError).code }, (error as Error).message);
-      return;
-    }
+  private heard(peer: Peer): void {
     for (const one of this.addresses) {
-      const theirs = this.peer.statistics.addresses[one.address];
+      const theirs = peer.says(one.address);
       // What it serves under stays as it is: the greater one of the peer's will tell it to stop.
-      if (theirs !== undefined && !one.serving) one.epoch = Math.max(one.epoch, theirs.epoch);
-      void this.settleGrant(one);
+      if (theirs !== null && !one.serving) one.epoch = Math.max(one.epoch, theirs.epoch);
+      if (one.grantedTo === peer) void this.settleGrant(one, { link: peer.link, says: theirs });
       if (theirs?.serves === true || (theirs?.resumes === true && this.given(one))) this.dropKept(one);
       if (theirs?.serves === true) this.letGo(one);
     }
+    this.forgetStale(peer);
+    this.telling.choose();
     this.look();
+  }
+
+  /** Of gateways that are not heard: what somebody else has by now, or follows by a later choice, is no longer known here. */
+  private forgetStale({ name, heard }: Peer): void {
+    for (const other of this.peers) {
+      if (other.linked || other.name === name) continue;
+      if (other.choice !== null && (heard!.statistics.follows[other.name] ?? 0) > other.choice) other.unfollow();
+      for (const { address } of this.addresses) {
+        const [theirs, before] = [heard!.statistics.addresses[address], other.says(address)];
+        if (theirs?.serves === true && theirs.epoch > (before?.epoch ?? 0)) other.shadows.forget(address);
+      }
+    }
   }
 
   // ------------------------------------------------------------------------------------------------------- statistics
 
-  /** How this gateway is, as it tells the other one. */
-  statistics(): Statistics {
-    const { config, world, rates } = this;
+  /** How this gateway is, as it tells another one; without one, as operators want to see it. */
+  statistics(to: Peer | null = null): Statistics {
+    const { config, world, peers } = this;
+    const { rates } = this.load;
     const sessions = world.sessions();
     const byAddress = new Map<string, number>();
     for (const { address } of sessions) byAddress.set(address, (byAddress.get(address) ?? 0) + 1);
@@ -532,9 +530,10 @@ export class Pair implements SessionPair {
         }),
       ),
       clients: sessions.length,
-      shadows: this.follower.count,
+      shadows: sum((to === null ? peers : [to]).map(({ shadows }) => shadows.count)),
+      follows: this.follows,
       reaches: {
-        peer: this.linkState.state === 'up',
+        peer: to === null ? peers.some(({ linked }) => linked) : to.linked,
         backends: world.backends(),
         store: lease === null ? null : this.now() - lease.heard < lease.ttl,
       },
@@ -550,51 +549,52 @@ export class Pair implements SessionPair {
     };
   }
 
-  private measure(): void {
-    const now = this.now();
-    const { rates, world } = this;
-    const seconds = (now - rates.at) / 1000;
-    if (seconds < 1) return;
-    const { requests, bytesFromClients, bytesToClients } = world.stats;
-    const bytes = bytesFromClients + bytesToClients;
-    const { user, system } = process.cpuUsage(this.usage);
-    this.usage = process.cpuUsage();
-    this.rates = {
-      at: now,
-      requests,
-      bytes,
-      requestsPerSecond: rates.at === 0 ? 0 : (requests - rates.requests) / seconds,
-      bytesPerSecond: rates.at === 0 ? 0 : (bytes - rates.bytes) / seconds,
-      cpu: rates.at === 0 ? 0 : (user + system) / 1e6 / seconds,
-      delay: this.delay.percentile(99) / 1e6 || 0,
-    };
-    this.delay.reset();
+  /** By which choices of theirs the sessions of others are followed here. */
+  private get follows(): Statistics['follows'] {
+    return Object.fromEntries(this.peers.flatMap(({ name, choice }) => (choice === null ? [] : [[name, choice]])));
   }
 
   private beat(): void {
-    this.measure();
-    this.link.beat(this.statistics());
+    this.load.measure(this.now());
+    this.tellAll();
+    this.telling.choose();
     this.look();
     this.balance();
   }
 
+  /** Tells all others how this gateway is. */
+  private tellAll(): void {
+    for (const peer of this.peers) peer.channel.beat(this.statistics(peer));
+  }
+
   /** What operators want to see. */
   status(): object {
-    const { peer } = this;
+    const { peers, follower, follows, config } = this;
+    // Of a pair the other one; of several who follows.
+    const { heard, linked } = follower ?? peers[0];
     return {
       self: this.statistics(),
-      peer: peer?.statistics ?? null,
-      peerHeardMsAgo: peer === null ? null : Math.round(this.now() - peer.heardAt),
-      link: this.linkState.state,
+      peer: heard?.statistics ?? null,
+      peerHeardMsAgo: this.heardAgo(heard),
+      link: linked ? 'up' : 'down',
+      follower: follower?.name ?? null,
+      peers: peers.map((peer) => ({
+        name: peer.name,
+        link: peer.link.state,
+        heardMsAgo: this.heardAgo(peer.heard),
+        followedBy: followerOf(peer.name, config.name, follows, peers),
+        shadows: peer.shadows.count,
+        statistics: peer.heard?.statistics ?? null,
+      })),
       replicas: this.shipper.count,
-      shadows: this.follower.count,
-      shadowsFailed: this.follower.failed,
+      shadows: sum(peers.map(({ shadows }) => shadows.count)),
+      shadowsFailed: peers.reduce((failed, { shadows }) => failed + shadows.failed, 0),
       counts: this.counts,
       balance: this.balancing?.status ?? null,
       unmovable: this.unmovable,
       addresses: this.addresses.map((one) => ({
         address: one.address,
-        owner: one.serving ? this.config.name : this.peerServes(one.address) ? this.config.peer.name : null,
+        owner: one.serving ? config.name : (this.serverOf(one)?.name ?? null),
         epoch: one.epoch,
         leaseLeftMs: one.validUntil === null ? null : Math.round(one.validUntil - this.now()),
       })),
@@ -602,23 +602,36 @@ export class Pair implements SessionPair {
     };
   }
 
+  private heardAgo(heard: Peer['heard']): number | null {
+    return heard === null ? null : Math.round(this.now() - heard.heardAt);
+  }
+
   /** What is counted, for metrics. */
   figures(): PairFigures {
-    const { counts, follower, shipper, link } = this;
+    const { counts, peers, shipper, follower } = this;
     return {
       ...counts,
-      linkUp: this.linkState.state === 'up',
+      linkUp: peers.some(({ linked }) => linked),
+      peers: peers.map((peer) => ({ peer: peer.name, linked: peer.linked, follows: peer === follower })),
       followed: shipper.count.followed,
-      shadows: follower.count,
-      shadowsFailed: follower.failed,
+      shadows: sum(peers.map(({ shadows }) => shadows.count)),
+      shadowsFailed: peers.reduce((failed, { shadows }) => failed + shadows.failed, 0),
       addresses: this.addresses.map(({ address, serving, epoch }) => ({ address, serving, epoch })),
       heldBytes: shipper.waiting,
-      backlogBytes: link.backlog,
+      backlogBytes: peers.reduce((bytes, { channel }) => bytes + channel.backlog, 0),
     };
   }
 
-  private peerServes(address: string): boolean {
-    return this.peer?.statistics.addresses[address]?.serves === true;
+  /** Who else says that it serves an address; null for nobody. */
+  private serverOf(one: PairAddress): Peer | null {
+    const owner = ownerOf(one, this.peers) as Peer | null;
+    return owner?.says(one.address)?.serves === true ? owner : null;
+  }
+
+  /** Whose word counts for an address. */
+  private counterpart(one: PairAddress): Peer {
+    const receiver = one.order === 'give' ? one.orderedBy : this.follower;
+    return counterpartOf(this.config.name, one, this.peers, receiver?.name ?? null) as Peer;
   }
 
   // -------------------------------------------------------------------------------------------------------- decisions
@@ -630,59 +643,71 @@ export class Pair implements SessionPair {
     if (this.stopped) return;
     const now = this.now();
     const self = this.statistics();
-    this.comparison = compareReach(now, self, this.peer?.statistics ?? null, this.comparison);
-    const situation = {
-      now,
-      self,
-      peer: this.peer,
-      link: this.linkState,
-      fence: this.fence,
-      comparison: this.comparison,
-      startedAt: this.startedAt,
-      addresses: this.addresses.map((one) => ({
-        address: one.address,
-        home: one.config.home,
-        serving: one.serving,
-        epoch: one.epoch,
-        moving: one.moving,
-        order: one.order,
-        balance: one.balance,
-        resumes: this.resumes(one),
-        given: this.given(one),
-        heir: one.heir,
-        lease: { validUntil: one.validUntil, holder: one.holder },
-      })),
-      conditions: this.config.conditions,
-      timing: { ...DEFAULT_TIMING, silence: this.config.silence, restart: this.config.restart },
-    };
-    for (const [index, decision] of decide(situation).entries()) this.act(this.addresses[index], decision);
+    const { follows, peers, config } = this;
+    const comparisons = new Map(peers.map((peer) => [peer, peer.compare(self)]));
+    let next = Number.POSITIVE_INFINITY;
+    const decided = this.addresses.map((one) => {
+      const peer = this.counterpart(one);
+      const situation = {
+        now,
+        self,
+        peer: peer.seen,
+        link: peer.link,
+        fence: this.fence,
+        comparison: comparisons.get(peer)!,
+        startedAt: this.startedAt,
+        addresses: [
+          {
+            address: one.address,
+            home: one.home,
+            serving: one.serving,
+            epoch: one.epoch,
+            moving: one.moving,
+            order: one.order === 'give' && one.serving && !this.telling.ready(one.orderedBy) ? null : one.order,
+            balance: one.balance,
+            resumes: this.resumes(one),
+            given: this.given(one),
+            heir: one.heir,
+            ahead: aheadOf(config.name, follows, one, peer, peers),
+            freeSince: one.freeSince,
+            lease: { validUntil: one.validUntil, holder: one.holder },
+          },
+        ],
+        conditions: config.conditions,
+        timing: { ...DEFAULT_TIMING, silence: config.silence, restart: config.restart },
+      };
+      next = Math.min(next, nextLook(situation));
+      return { one, peer, decision: decide(situation)[0] };
+    });
+    for (const { one, peer, decision } of decided) this.act(one, peer, decision);
     if (this.wake !== null) clearTimeout(this.wake);
-    const next = nextLook(situation);
     this.wake = next === Number.POSITIVE_INFINITY ? null : setTimeout(() => this.look(), next - now + 1);
     this.wake?.unref();
   }
 
-  private act(one: PairAddress, decision: Decision): void {
+  private act(one: PairAddress, peer: Peer, decision: Decision): void {
     this.remember(one, decision);
     switch (decision.action) {
       case 'take':
-        void this.take(one, decision.rule);
+        void this.take(one, decision.rule, peer);
         break;
       case 'ask-lease':
         void this.ask(one);
         break;
       case 'fence':
-        void this.shoot();
+        void this.shoot(peer);
         break;
       case 'yield':
-        void this.give(one);
+        // With its sessions only to who follows them, and not while that is about to be another one.
+        if (!one.serving || this.telling.term(peer) !== null) void this.give(one, peer);
         break;
       case 'stop':
         this.silence(one);
         break;
     }
+    if (decision.rule === 'others-first' && one.holder === undefined) void this.inquire(one);
     const served =
-      one.order === 'take' ? one.serving : one.order === 'give' && !one.serving && this.peerServes(one.address);
+      one.order === 'take' ? one.serving : one.order === 'give' && !one.serving && this.serverOf(one) !== null;
     if (served && !one.moving) one.order = null;
   }
 
@@ -696,16 +721,16 @@ export class Pair implements SessionPair {
     this.log.info({ address, action, reason, rule }, 'decided');
   }
 
-  /** Gives addresses to the other gateway when that has less to do. */
+  /** Gives addresses to the gateway that follows when that has less to do. */
   private balance(): void {
-    const { balancing, peer, addresses } = this;
+    const { balancing, follower, addresses } = this;
     const proposed =
       balancing?.propose({
         now: this.now(),
         self: this.statistics(),
-        measuredAt: this.rates.at,
-        peer,
-        linked: this.linkState.state === 'up',
+        measuredAt: this.load.rates.at,
+        peer: follower?.heard ?? null,
+        linked: follower?.linked === true,
         addresses,
         sessions: this.world.sessions(),
       }) ?? [];
@@ -726,12 +751,7 @@ export class Pair implements SessionPair {
       if (one.lease !== null) {
         one.holder = this.config.name;
         one.heir = false;
-        one.epoch = Math.max(one.epoch, one.lease.epoch);
-      } else {
-        const holder = await lease.holder(one.address);
-        one.holder = holder?.owner ?? null;
-        one.epoch = Math.max(one.epoch, holder?.epoch ?? 0);
-      }
+      } else await this.learnHolder(one, lease);
     } catch (error) {
       one.holder = undefined;
       const { code, message } = error as CodedError;
@@ -742,11 +762,26 @@ export class Pair implements SessionPair {
     if (decide && one.lease !== null) this.look();
   }
 
+  private async learnHolder(one: PairAddress, lease: LeasePlugin): Promise<void> {
+    const holder = await lease.holder(one.address);
+    one.holder = holder?.owner ?? null;
+    one.epoch = Math.max(one.epoch, holder?.epoch ?? 0);
+  }
+
+  /** Asks who is the owner, without trying to become it. */
+  private async inquire(one: PairAddress): Promise<void> {
+    const { lease } = this.plugins;
+    if (one.asking || lease === null) return;
+    one.asking = true;
+    // Not known now, asked again at the next look.
+    await this.learnHolder(one, lease).catch(() => {});
+    one.asking = false;
+  }
+
   /** Makes the other gateway unable to act. */
-  private async shoot(): Promise<void> {
+  private async shoot({ config: { name, address } }: Peer): Promise<void> {
     const { fence } = this.plugins;
     if (fence === null || this.fence.state === 'running') return;
-    const { name, address } = this.config.peer;
     this.log.warn({ peer: name }, 'fencing the other gateway');
     this.fence = { configured: true, state: 'running', at: this.now() };
     try {
@@ -762,17 +797,23 @@ export class Pair implements SessionPair {
 
   // --------------------------------------------------------------------------------------------------- taking over
 
-  /** Begins to serve an address, with all connections of the other gateway that are known. */
-  private async take(one: PairAddress, why: string): Promise<number> {
+  /**
+   * Begins to serve an address, with all connections that are known of who had it.
+   * @param from who had it last, if anybody did
+   */
+  private async take(one: PairAddress, why: string, from: Peer): Promise<number> {
     if (one.moving || one.serving || this.now() < one.notBefore) return 0;
     one.moving = true;
     one.taking = true;
     const since = this.now();
-    if (why === 'planned' || this.peerServes(one.address)) one.moved = { at: since, from: this.config.peer.name };
-    if (one.lease === null) one.epoch++;
+    if (why === 'planned' || this.serverOf(one) === from) one.moved = { at: since, from: from.name };
+    // Higher than all that are known, which that of the store need not be.
+    one.epoch = Math.max(one.epoch + 1, one.lease?.epoch ?? this.claimed + 1);
     this.noteEpochs();
+    // Before the first word of its sessions, so that nobody takes these for those of an owner before.
+    this.tellAll();
     const untouched = this.untouched(one);
-    const usable = this.follower.of(one.address);
+    const usable = from.shadows.of(one.address);
     if (one.halted !== null && !untouched) this.replace(one.address, usable);
     // Those whose clients wait look for a server first.
     usable.sort((x, y) => Number(y.session!.waiting) - Number(x.session!.waiting));
@@ -801,11 +842,11 @@ export class Pair implements SessionPair {
       );
       return 0;
     }
-    const strangers = this.strangers(one.address, restored);
+    const strangers = this.strangers(from, one.address, restored);
     lost += strangers.length;
-    this.follower.forget(one.address);
+    for (const { shadows } of this.peers) shadows.forget(one.address);
+    const stayed = one.halted === null ? 0 : this.resume(one, !untouched);
     let kept = 0;
-    if (one.halted !== null) kept += this.resume(one, !untouched);
     if (this.keeping !== null) {
       const own = this.keptSessions.filter(({ shadow }) => shadow.opening.address === one.address);
       this.keptSessions = this.keptSessions.filter((session) => !own.includes(session));
@@ -829,7 +870,7 @@ export class Pair implements SessionPair {
         const host = this.world.adopt(shadow, wire);
         kept++;
         if (shadow.standstill === null) {
-          this.watched.set(wire, host);
+          this.watched.set(wire, { host, came: true });
           this.gapsOf(shadow).watch(wire, socket.image);
           if (!shadow.opening.durable) this.withhold(wire);
         } else setTimeout(() => tcp.settle(tcp.fdOf(wire)), SETTLED_MS).unref();
@@ -853,27 +894,27 @@ export class Pair implements SessionPair {
     this.counts.reset += lost;
     this.counts.lastTakeoverMs = took;
     this.log.info(
-      { address: one.address, epoch: one.epoch, why, connections: kept, lost, ms: Math.round(took) },
+      { address: one.address, epoch: one.epoch, why, connections: kept + stayed, lost, ms: Math.round(took) },
       'serving an address',
     );
-    this.link.beat(this.statistics());
+    this.tellAll();
     return kept;
   }
 
   /** Connections on an address that are not gone on with. */
-  private strangers(address: string, restored: readonly { readonly shadow: Shadow }[]): Mention[] {
+  private strangers(from: Peer, address: string, restored: readonly { readonly shadow: Shadow }[]): Mention[] {
     // What the keeper held the other gateway may have had until a moment ago, and not have forgotten yet.
     const own = [...restored, ...this.keptSessions].filter(({ shadow }) => shadow.opening.tcp !== null);
     const known = new Set(own.map(({ shadow }) => nameOf((shadow.opening.tcp as tcp.TcpIdentity).remote)));
     for (const host of this.world.sessions()) if (host.address === address) known.add(host.remote);
-    return this.follower.mentioned(address).filter(({ remote }) => !known.has(nameOf(remote)));
+    return from.shadows.mentioned(address).filter(({ remote }) => !known.has(nameOf(remote)));
   }
 
   /** Lets the clients of connections that cannot be gone on with know: they are made to speak, and the kernel answers that it has no such one. */
   private turnAway(address: string, strangers: readonly Mention[]): void {
     this.log.warn(
       { code: NOT_MOVABLE.code, address, connections: strangers.length },
-      'connections that came with an address and cannot be gone on with are reset (TLS, replication, or about to log in)',
+      'connections on an address that cannot be gone on with are reset (TLS, replication, or about to log in)',
     );
     this.provoke(address, strangers);
   }
@@ -920,31 +961,32 @@ export class Pair implements SessionPair {
 
   /** The client of a connection that was taken over has or lacks something that nobody knows of: it cannot go on. */
   private gap(wire: Wire, what: 'lost' | 'ahead'): void {
-    const host = this.watched.get(wire);
-    this.counts.kept--;
+    const watched = this.watched.get(wire);
+    if (watched?.came === true) this.counts.kept--;
     this.counts.reset++;
     this.log.warn(
       { code: 'OUTLIVE_TAKEOVER_GAP', what },
       'a connection that was taken over is reset: the host before had acknowledged bytes of its client that it did not pass on',
     );
-    host?.reset();
+    watched?.host.reset();
   }
 
   // ----------------------------------------------------------------------------------------------------- giving away
 
-  /** Gives an address, with all its connections, to the other gateway. */
-  private async give(one: PairAddress): Promise<void> {
+  /** Gives an address, with all its connections, to another gateway, which follows its sessions. */
+  private async give(one: PairAddress, to: Peer): Promise<void> {
     if (one.moving) return;
     one.moving = true;
     const { address } = one;
     const since = this.now();
     /** When it was offered: the other gateway may have it from then on, whatever it answers. */
     let granted: number | null = null;
-    const { epoch } = one;
+    const epoch = one.lease?.epoch ?? one.epoch;
+    one.grantedTo = to;
     try {
       if (!one.serving) {
         await one.resign();
-        await this.link.control({ kind: 'take', address, epoch: one.epoch }, MOVE_MS);
+        await to.channel.control({ kind: 'take', address, epoch: one.epoch }, MOVE_MS);
         return;
       }
       await one.admit(false);
@@ -954,6 +996,8 @@ export class Pair implements SessionPair {
         return;
       }
       if (!one.serving) throw new Error('this gateway may no longer serve the address');
+      const term = this.telling.term(to);
+      if (term === null) throw new Error('the other gateway does not follow any more');
       const moving = this.world.sessions().filter((host) => host.address === address);
       if (moving.some(({ state }) => RECOVERING.has(state))) throw new Error('a database failover is under way');
       let position = -1;
@@ -977,15 +1021,17 @@ export class Pair implements SessionPair {
         position = Math.max(position, at);
         standing.push(host);
       }
-      this.link.flush();
+      to.channel.flush();
       const heard = within(Promise.all(farewells), FAREWELL_MS);
       await this.shipper.confirmed(position, MOVE_MS);
+      // Somebody else may have confirmed it, the keeper or the next one that follows.
+      if (this.telling.term(to) !== term) throw new Error('the other gateway is gone');
       await heard;
       await one.leave();
       await one.resign();
       granted = this.now();
       const grant = { kind: 'take', address, epoch: one.epoch, dismissed: [...dismissed] };
-      const { took, error } = (await this.link.control(grant, MOVE_MS)) as { took?: boolean; error?: string };
+      const { took, error } = (await to.channel.control(grant, MOVE_MS)) as { took?: boolean; error?: string };
       if (took !== true) {
         granted = null;
         throw new Error(`the other gateway did not take it${error === undefined ? '' : ` (${error})`}`);
@@ -993,14 +1039,14 @@ export class Pair implements SessionPair {
       this.moved(one);
       this.counts.planned++;
       const ms = Math.round(this.now() - since);
-      this.log.info({ address, connections: standing.length, ms }, 'gave an address to the other gateway');
+      this.log.info({ address, to: to.name, connections: standing.length, ms }, 'gave an address to the other gateway');
     } catch (error) {
       this.log.error({ address }, `a planned move failed: ${(error as Error).message}`);
       // An order that came meanwhile, to take it back, is still to be done.
       if (one.order === 'give') one.order = null;
       // Nobody may write while both could: what the other one has done it will tell over its next link.
       if (granted === null) await this.unmoved(one);
-      else if (this.peerServes(address) && this.peer!.heardAt > granted) this.moved(one);
+      else if (to.says(address)?.serves === true && to.heard!.heardAt > granted) this.moved(one);
       else {
         one.grantedAt = this.now();
         void this.settleAlone(one, epoch);
@@ -1021,6 +1067,7 @@ export class Pair implements SessionPair {
   /** The other gateway has the address: its connections are no more here. */
   private moved(one: PairAddress): void {
     one.halted = null;
+    one.forsaken = [];
     for (const host of this.world.sessions()) if (host.address === one.address) host.vanish(standStill, vanish);
   }
 
@@ -1034,7 +1081,7 @@ export class Pair implements SessionPair {
         this.moved(one);
         return;
       }
-      one.epoch = one.lease === null ? one.epoch + 1 : Math.max(one.epoch, one.lease.epoch);
+      one.epoch = Math.max(one.epoch + 1, one.lease?.epoch ?? this.claimed + 1);
       try {
         await one.bring();
       } catch (error) {
@@ -1056,6 +1103,7 @@ export class Pair implements SessionPair {
   private noteEpochs(): void {
     if (this.keeping === null) return;
     for (const { address, epoch } of this.addresses) this.keeping.noteEpoch(address, epoch);
+    this.keeping.noteEpoch(ANY, this.claimed);
   }
 
   /** Sessions of the engine before on this address wait here for it. */
@@ -1107,16 +1155,16 @@ export class Pair implements SessionPair {
     if (this.timer !== null) clearInterval(this.timer);
     if (this.wake !== null) clearTimeout(this.wake);
     for (const host of this.world.sessions()) host.retire(abandon);
-    this.link.beat(this.statistics());
-    this.link.flush();
-    // The other gateway was told, and waits a while for the next one, which takes the leases on.
+    this.tellAll();
+    for (const { channel } of this.peers) channel.flush();
+    // The others were told, and wait a while for the next one, which takes the leases on.
     await this.keeping!.settled();
   }
 
   /**
    * What became of a move after which no link comes: the store knows. Without one the other gateway is given a while, then the address can
    * be taken over like any other.
-   * @param epoch under which the address was served here
+   * @param epoch under which the address was served here; of the lease, if there was one
    */
   private async settleAlone(one: PairAddress, epoch: number): Promise<void> {
     const { lease } = this.plugins;
@@ -1125,7 +1173,7 @@ export class Pair implements SessionPair {
       await new Promise((resolve) => setTimeout(resolve, SETTLE_POLL_MS));
       if (this.stopped || one.grantedAt !== at) return;
       if (lease === null) {
-        if (this.linkState.state === 'up' || this.now() - at! < GRANT_MS) continue;
+        if (one.grantedTo!.linked || this.now() - at! < GRANT_MS) continue;
         one.halted = { epoch, at: at! };
       } else {
         // Undefined: the store is not reached.
@@ -1140,10 +1188,9 @@ export class Pair implements SessionPair {
           one.grantedAt = null;
           one.lease = own;
           one.holder = this.config.name;
-          one.epoch = Math.max(one.epoch, own.epoch);
           if (own.epoch === epoch + 1) await this.unmoved(one);
           else one.halted = { epoch, at: at! };
-        } else if (holder?.owner === this.config.peer.name) one.halted = { epoch, at: at! };
+        } else if (holder != null && holder.owner !== this.config.name) one.halted = { epoch, at: at! };
         else continue;
       }
       one.grantedAt = null;
@@ -1155,12 +1202,11 @@ export class Pair implements SessionPair {
   }
 
   /** What became of a move during which the link broke: told by the first statistics over a newer link. */
-  private async settleGrant(one: PairAddress): Promise<void> {
-    const { linkState } = this;
-    if (one.grantedAt === null || linkState.state !== 'up' || linkState.since <= one.grantedAt) return;
+  private async settleGrant(one: PairAddress, { link, says }: { link: Peer['link']; says: AddressStatistics | null }) {
+    if (one.grantedAt === null || link.state !== 'up' || link.since <= one.grantedAt) return;
     one.grantedAt = null;
     // Its process may have died right behind the move; the next one goes on.
-    if (this.peerServes(one.address) || this.peer?.statistics.addresses[one.address]?.resumes === true) this.moved(one);
+    if (says?.serves === true || says?.resumes === true) this.moved(one);
     else await this.unmoved(one);
     this.over(one);
     this.look();
@@ -1187,13 +1233,16 @@ export class Pair implements SessionPair {
       { code: 'OUTLIVE_OWNERSHIP_LOST', address: one.address },
       'this gateway falls silent: it may no longer serve the address',
     );
-    one.halted = { epoch: one.epoch, at: this.now() };
+    one.halted = { epoch: one.lease?.epoch ?? one.epoch, at: this.now() };
     one.standing = true;
+    const forsaken: Mention[] = [];
     for (const host of this.world.sessions()) {
-      if (host.address !== one.address) continue;
-      if (!host.halt(standStill)) host.vanish(standStill, vanish);
+      if (host.address !== one.address || host.halt(standStill)) continue;
+      forsaken.push(host.ends);
+      host.vanish(standStill, vanish);
     }
-    this.link.flush();
+    one.forsaken = forsaken;
+    this.follower?.channel.flush();
     if (one.moving) {
       // Whoever moves it sees that it is not served any more.
       void one.leave();
@@ -1215,9 +1264,9 @@ export class Pair implements SessionPair {
   /** True when nobody can have served an address since this gateway fell silent. */
   private untouched({ halted, lease }: PairAddress): boolean {
     if (halted === null || lease === null) return false;
-    const { linkState } = this;
-    // Over a link that was up all the time the other one would have told.
-    return lease.epoch === halted.epoch + 1 || (linkState.state === 'up' && linkState.since <= halted.at);
+    // Over links that were up all the time the others would have told.
+    const told = this.peers.every(({ link }) => link.state === 'up' && link.since <= halted.at);
+    return lease.epoch === halted.epoch + 1 || told;
   }
 
   /**
@@ -1227,15 +1276,19 @@ export class Pair implements SessionPair {
    * @returns how many connections go on
    */
   private resume(one: PairAddress, doubtful = false): number {
+    const { forsaken } = one;
     one.halted = null;
     one.standing = false;
+    one.forsaken = [];
+    this.counts.reset += forsaken.length;
+    if (forsaken.length > 0) this.turnAway(one.address, forsaken);
     let count = 0;
     for (const host of this.world.sessions()) {
       const still = host.address === one.address ? host.goOnHere(goOn) : null;
       if (still === null) continue;
       count++;
       if (!doubtful) continue;
-      this.watched.set(still.wire, host);
+      this.watched.set(still.wire, { host, came: false });
       (this.hold === null ? this.gaps : this.heldGaps).watch(still.wire, still.image);
     }
     return count;
@@ -1259,16 +1312,16 @@ export class Pair implements SessionPair {
 
   // --------------------------------------------------------------------------------------------------------- control
 
-  /** A session of the other gateway cannot be followed: it must not rely on that. */
-  private lostShadow(session: number): void {
+  /** A session of another gateway cannot be followed: it must not rely on that. */
+  private lostShadow(peer: Peer, session: number): void {
     // Where the link is gone, all is told anew.
-    this.link.control({ kind: 'retell', session }, MOVE_MS).catch(() => {});
+    peer.channel.control({ kind: 'retell', session }, MOVE_MS).catch(() => {});
   }
 
-  /** What the other gateway asks for. */
-  private async asked(message: Control): Promise<object> {
+  /** What another gateway asks for. */
+  private async asked(peer: Peer, message: Control): Promise<object> {
     if (message.kind === 'retell') {
-      this.shipper.retell(message.session ?? 0);
+      this.telling.retell(peer, message.session ?? 0);
       return { ok: true };
     }
     const one = this.addresses.find(({ address }) => address === message.address);
@@ -1276,13 +1329,13 @@ export class Pair implements SessionPair {
     switch (message.kind) {
       case 'take': {
         // Of a link that is no more: the other one has gone on meanwhile.
-        if (this.linkState.state !== 'up') return { took: false };
+        if (!peer.linked) return { took: false };
         one.epoch = Math.max(one.epoch, message.epoch ?? 0);
         // The store is being asked already when it told that the lease is free before this message was here.
         while (one.asking) await new Promise((resolve) => setTimeout(resolve, POLL_MS));
         if (this.plugins.lease !== null && one.lease === null) await this.ask(one, false);
         if (this.plugins.lease !== null && one.lease === null) return { took: false };
-        await this.take(one, 'planned');
+        await this.take(one, 'planned', peer);
         // It may have been on its way here already.
         while (one.taking) await new Promise((resolve) => setTimeout(resolve, POLL_MS));
         // What was still on its way to them left with the address; who waits for it would wait for ever.
@@ -1291,6 +1344,8 @@ export class Pair implements SessionPair {
       }
       case 'give':
         one.order = 'give';
+        one.orderedBy = peer;
+        this.telling.choose();
         this.look();
         return { ok: true };
       default:
@@ -1298,7 +1353,7 @@ export class Pair implements SessionPair {
     }
   }
 
-  /** An operator wants all addresses here (`take`), or at the other gateway (`drain`; until it is undone). */
+  /** An operator wants all addresses here (`take`), or at the gateway that follows (`drain`; until it is undone). */
   async order(what: Order): Promise<void> {
     if (!this.config.conditions.operator) {
       throw new CodedError('OUTLIVE_PAIR_ORDER', 'config', 'pair.conditions.operator is off: orders are not obeyed');
@@ -1321,10 +1376,11 @@ export class Pair implements SessionPair {
     throw new CodedError('OUTLIVE_PAIR_ORDER', 'gateway', message);
   }
 
-  /** Asks the other gateway for an address. */
+  /** Asks who has an address for it: that one makes this gateway its follower, if it is not, and gives it. */
   private async askFor(one: PairAddress): Promise<void> {
-    if (one.moving || one.serving || this.linkState.state !== 'up') return;
-    await this.link.control({ kind: 'give', address: one.address }, MOVE_MS);
+    const peer = this.counterpart(one);
+    if (one.moving || one.serving || !peer.linked) return;
+    await peer.channel.control({ kind: 'give', address: one.address }, MOVE_MS);
   }
 
   /** True when nothing of what was ordered is still to be done. */
@@ -1340,12 +1396,16 @@ export class Pair implements SessionPair {
   async stop(): Promise<void> {
     if (this.timer !== null) clearInterval(this.timer);
     if (this.wake !== null) clearTimeout(this.wake);
-    this.delay.disable();
-    if (!this.stopped && this.config.conditions.operator && this.linkState.state === 'up') {
-      await Promise.all(this.addresses.filter(({ serving }) => serving).map((one) => this.give(one)));
+    this.load.stop();
+    const patience = this.now() + CHANGE_MS;
+    while (!this.stopped && this.telling.changing && this.now() < patience)
+      await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+    const { follower } = this;
+    if (!this.stopped && this.config.conditions.operator && follower !== null && !this.telling.changing) {
+      await Promise.all(this.addresses.filter(({ serving }) => serving).map((one) => this.give(one, follower)));
     }
     this.stopped = true;
-    this.shipper.stop();
+    this.telling.stop();
     this.keeping?.close();
     this.gaps.close();
     this.heldGaps.close();
@@ -1356,10 +1416,29 @@ export class Pair implements SessionPair {
         await one.resign();
       }),
     );
-    await this.link.close();
+    await Promise.all([...this.peers.map(({ channel }) => channel.close()), this.listener.close()]);
     await this.plugins.lease?.close();
     await this.guard?.remove().catch((error: Error) => this.log.warn({ code: 'OUTLIVE_GUARD' }, error.message));
   }
+}
+
+/** How the gateways prove to each other that they belong together. */
+function authOf({ secret, tls }: PairConfig): PairAuth {
+  if (secret !== null) return { kind: 'psk', secret: secret.reveal() };
+  return { kind: 'tls', cert: tls!.cert.text, key: tls!.key.text.reveal(), ca: tls!.ca.text };
+}
+
+/** What gateways that belong together have in common: their addresses. */
+function clusterOf(addresses: readonly string[]): string {
+  const all = addresses.join(',');
+  return all.length <= MAX_CLUSTER ? all : `sha256 ${createHash('sha256').update(all).digest('hex')}`;
+}
+
+function sum(counts: readonly { readonly total: number; readonly adoptable: number }[]) {
+  return counts.reduce(
+    (all, { total, adoptable }) => ({ total: all.total + total, adoptable: all.adoptable + adoptable }),
+    { total: 0, adoptable: 0 },
+  );
 }
 
 interface Control {

@@ -3,6 +3,8 @@ import type { Shipper } from './shipper.js';
 
 /** Holds the kernel's acknowledgements of a client's bytes back. */
 export interface Gate {
+  /** The first so many bytes of the client may have been acknowledged before it was there, whoever has read them. */
+  readonly promised: number;
   /** The first so many bytes of the client are safe. */
   safe(received: number): void;
   /** The client learns of that now, if nothing that leaves anyway told it. */
@@ -22,7 +24,7 @@ export interface Subject {
   /** What does not change; null when the connection cannot be moved. */
   opening(): Opening | null;
   /** The session as it is; null when that cannot be told at this moment. */
-  snapshot(): Omit<Snapshot, 'said' | 'unsaid'> | null;
+  snapshot(): Omit<Snapshot, 'said' | 'unsaid' | 'promised'> | null;
   /** Bytes in the gateway that the client's kernel was not given yet. */
   queued(): number;
   /** What was written and the client has not acknowledged; null when it cannot be told. */
@@ -71,6 +73,8 @@ export class Replica {
   /** Bytes of the client that the peer was told. */
   private received = 0;
   private gate: Gate | null = null;
+  /** See {@link Gate.promised}. */
+  private promised = 0;
   /** What the peer was told last of the database, as far as this session knows. */
   private facts: unknown;
   /** Position of the record after which {@link proceed} is due; null while nothing waits for that. */
@@ -155,6 +159,7 @@ export class Replica {
       shipper.append(RECORD.open, this.id, pack(opening));
       this.opened = true;
       this.gate ??= subject.gate(opening, snapshot.received);
+      this.promised = this.gate?.promised ?? 0;
     }
     this.received = snapshot.received;
     this.said = subject.written + this.waiting;
@@ -186,10 +191,14 @@ export class Replica {
     this.tell(snapshot, unheard);
   }
 
-  private tell(snapshot: Omit<Snapshot, 'said' | 'unsaid'>, unheard: readonly Uint8Array[]): void {
+  private tell(snapshot: Omit<Snapshot, 'said' | 'unsaid' | 'promised'>, unheard: readonly Uint8Array[]): void {
     this.learnt();
     const unsaid = [...unheard, ...this.shipper.waitingOf(this)];
-    this.last = this.shipper.append(RECORD.capsule, this.id, pack({ ...snapshot, said: this.said, unsaid }));
+    this.last = this.shipper.append(
+      RECORD.capsule,
+      this.id,
+      pack({ ...snapshot, said: this.said, unsaid, promised: this.promised }),
+    );
   }
 
   private learnt(): void {

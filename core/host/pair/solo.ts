@@ -12,7 +12,7 @@ export class Solo implements SessionPair {
   private readonly shipper: Shipper;
 
   constructor(private readonly keeping: Keeping) {
-    const journal = new Journal(null, keeping, (position) => this.shipper.acked(position));
+    const journal = new Journal(keeping, (position) => this.shipper.acked(position));
     this.shipper = new Shipper(journal, false);
     journal.alone();
     this.shipper.linkUp();

@@ -21,6 +21,7 @@ export {
   thawInPlace,
   unacknowledged,
   unacknowledgedBytes,
+  unread,
 } from './repair.js';
 export { provoke } from './reset.js';
 export { type FrozenWire, fdOf, freezeWire, unwrittenOf, wireOf } from './wire.js';

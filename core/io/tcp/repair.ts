@@ -170,6 +170,11 @@ export function identify(fd: number, received: number, written: number): TcpIden
   }
 }
 
+/** How many bytes of the peer the kernel has that nobody has read. Throws OUTLIVE_TCP_CALL_FAILED. */
+export function unread(fd: number): number {
+  return ask(fd, SIOCINQ);
+}
+
 /** Bytes that the kernel was given and the peer has not acknowledged. Throws OUTLIVE_TCP_CALL_FAILED. */
 export function unacknowledged(fd: number): number {
   return ask(fd, SIOCOUTQ);

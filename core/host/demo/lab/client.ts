@@ -321,7 +321,6 @@ class Fellow {
 
   async #echo(): Promise<void> {
     const { least, most } = this.#options.echo ?? { least: 1, most: 65_536 };
-    const between = this.#options.think?.between ?? 50;
     while (!this.#stopping) {
       // As many of each magnitude, so that both short and long ones are on their way at any moment.
       const length = Math.round(least * (most / least) ** Math.random());
@@ -329,7 +328,7 @@ class Fellow {
       const rows = await this.#ask(SQL.echo, [text]);
       this.#expect(`${length} characters`, text, String(rows[0]?.[0]));
       this.#crew.echoed += length;
-      await sleep(Math.random() * between);
+      await sleep(Math.random() * this.#crew.think.between);
     }
   }
 }
@@ -339,6 +338,8 @@ class Crew {
   readonly errors: ClientError[] = [];
   readonly wrongReads: WrongRead[] = [];
   readonly connection: ClientConfig;
+  /** What {@link pace} changes: all look at it anew each time. */
+  readonly think: { inside: number; between: number };
   readonly #options: ClientOptions;
   readonly #fellows: Fellow[];
   readonly #workload: Workload | null;
@@ -349,6 +350,7 @@ class Crew {
   constructor(options: ClientOptions, Client: Constructor) {
     const { counts, port, patience = 45_000, kinds, think = { inside: 100, between: 50 } } = options;
     this.#options = options;
+    this.think = { ...think };
     const given = options.connection as ClientConfig | undefined;
     const addresses = [options.address].flat();
     this.connection = { port, user: 'postgres', database: 'postgres', ssl: false, ...given };
@@ -370,7 +372,7 @@ class Crew {
           clients: counts.transfer,
           kinds: kinds ?? { transfer: 6, autocommit: 1, note: 1, browse: 1, savepoint: 1, abandon: 1 },
           random: Math.random,
-          think,
+          think: this.think,
           patience,
         })
       : null;
@@ -394,6 +396,10 @@ class Crew {
 
   press(): void {
     for (const fellow of this.#fellows) fellow.press();
+  }
+
+  pace(think: ClientOptions['think']): void {
+    Object.assign(this.think, think);
   }
 
   async probe(): Promise<void> {
@@ -477,6 +483,7 @@ serve({
     await crew.begin();
   },
   press: () => here().press(),
+  pace: (think: ClientOptions['think']) => here().pace(think),
   probe: () => here().probe(),
   watch: () => here().watch(),
   pauses: ({ since, timeoutMs }: { since: number; timeoutMs: number }) => here().pauses(since, timeoutMs),

@@ -123,6 +123,11 @@ export class ClientHost {
     await this.#remote.ask('press');
   }
 
+  /** Gives the clients that run other think times, see {@link ClientOptions.think}. */
+  async pace(think: NonNullable<ClientOptions['think']>): Promise<void> {
+    await this.#remote.ask('pace', think);
+  }
+
   /** Lets clients that stand still in `idle` and `transaction` read something, and waits for the answers. What goes wrong is in the report. */
   async probe(): Promise<void> {
     await this.#remote.ask('probe');

@@ -82,11 +82,16 @@ export class Twins {
     return null;
   }
 
-  /** Waits until the other gateway follows every session on this host. Rejects with OUTLIVE_LAB_FAILED. */
+  /** Waits until the other gateway follows every session on this host and could go on with it. Rejects with OUTLIVE_LAB_FAILED. */
   async followed(host: Host, timeoutMs = 60_000): Promise<void> {
     await this.#until(
-      async () => (await this.gateway(host).status()).pair,
-      ({ link, replicas }) => link === 'up' && replicas.followed === replicas.sessions,
+      async () => {
+        const { link, replicas } = (await this.gateway(host).status()).pair;
+        const { shadows } = (await this.gateway(this.other(host)).status()).pair;
+        return { link, replicas, shadows };
+      },
+      ({ link, replicas, shadows }) =>
+        link === 'up' && replicas.followed === replicas.sessions && shadows.adoptable >= replicas.sessions,
       timeoutMs,
     );
   }
