@@ -144,6 +144,7 @@ describe('a valid configuration', () => {
           tls: { mode: 'off', cert: null, key: null },
           durability: 'local',
           mutables: 'keep',
+          outcome: { by: null, autocommit: 'guard', table: null, retain: 3_600_000 },
           limits: {
             clients: 1000,
             request: 64 * 1024 ** 2,
