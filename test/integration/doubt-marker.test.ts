@@ -1,7 +1,7 @@
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { describe, expect, it } from 'vitest';
+import { describe, expect, it, vi } from 'vitest';
 import postgres from '../../codecs/postgres/index.js';
 import { main } from '../../core/host/cli.js';
 import { errorOf, type FrontGateway, useFront } from '../kit/front.js';
@@ -72,6 +72,27 @@ describe.each(Object.entries(WAYS))('%s', (_name, prepare) => {
     await client.query(`insert into t values (${own}, 'after')`);
     expect(await rows(own)).toEqual(['x', 'after']);
   });
+});
+
+it('is unknown when it was in doubt for so long that its row may have been removed', async () => {
+  const gateway = await front.gateway(MARKER);
+  const client = await front.pg(gateway);
+  const lost = ++id;
+  const reached = front.proxy.waitFor('client', (bytes) => bytes.includes(COMMIT));
+  front.proxy.when(
+    'client',
+    (bytes) => bytes.includes(COMMIT),
+    (connection) => connection.holdClientBytes(),
+  );
+  const answer = errorOf(client.query(`insert into t values (${lost}, 'x')`));
+  await reached;
+  // This host was suspended for half an hour.
+  const later = vi.spyOn(Date, 'now').mockReturnValue(Date.now() + 30 * 60_000);
+  front.atEnd(() => later.mockRestore());
+  await front.failover();
+  expect(await answer).toMatchObject({ code: '08007', detail: 'OUTLIVE_OUTCOME_UNKNOWN' });
+  expect(outcomes(gateway)).toEqual({ unknown: 1 });
+  expect(await rows(lost)).toEqual([]);
 });
 
 describe('a link that breaks under a commit, while the server lives', () => {
