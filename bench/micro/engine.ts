@@ -35,6 +35,7 @@ class Nowhere implements SessionIo {
   replayed(): void {}
   learn(): void {}
   resumed(): void {}
+  marked(): void {}
   acknowledged(): void {}
   closeClient(): void {}
   count(): void {}

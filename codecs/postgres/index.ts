@@ -14,6 +14,7 @@ import { AUTH_METHODS, AUTHENTICATION_OK, greet, type Startup } from './greet.js
 import { dataRow, text } from './inject.js';
 import { type CancelKey, login } from './login.js';
 import { lookup } from './lookup.js';
+import { markers } from './marks.js';
 import { warmUp } from './mutables/warm.js';
 import { missing, resolve } from './outcome.js';
 import { probe, switchPoint } from './probe.js';
@@ -56,6 +57,7 @@ const postgres: Codec = {
   probe,
   resolve,
   missing,
+  markers,
   switchPoint,
   terminate,
   activity,

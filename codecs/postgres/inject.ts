@@ -17,15 +17,17 @@ const OWN = '_outlive';
 /**
  * Bytes that run one statement without disturbing the client's: a simple Query would destroy its unnamed statement, and the
  * unnamed portal may be in use, so both get a name of the gateway's own.
+ * @param name another one for a statement behind which others follow whether or not it fails: a portal that failed is there until its
+ * transaction is over
  */
-export function ownStatement(sql: string): Buffer {
+export function ownStatement(sql: string, name = OWN): Buffer {
   return Buffer.concat([
-    serialize.close({ type: 'S', name: OWN }),
-    serialize.parse({ name: OWN, text: sql }),
-    serialize.bind({ portal: OWN, statement: OWN }),
-    serialize.execute({ portal: OWN }),
-    serialize.close({ type: 'P', name: OWN }),
-    serialize.close({ type: 'S', name: OWN }),
+    serialize.close({ type: 'S', name }),
+    serialize.parse({ name, text: sql }),
+    serialize.bind({ portal: name, statement: name }),
+    serialize.execute({ portal: name }),
+    serialize.close({ type: 'P', name }),
+    serialize.close({ type: 'S', name }),
     serialize.sync(),
   ]);
 }

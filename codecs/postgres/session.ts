@@ -37,6 +37,7 @@ import {
   XactToken,
 } from './inject.js';
 import type { LoginFacts } from './login.js';
+import { marker } from './marks.js';
 import { lengthAt } from './messages.js';
 import {
   adjust,
@@ -1070,6 +1071,8 @@ export class PostgresSession implements SessionCodec {
 
   readonly token = (): XactToken => new XactToken(this.forceToken);
 
+  readonly marker = marker(() => this.forceToken);
+
   /** The server has the statement that asks for the token ... */
   private tokenPrepared = false;
   /** ... as far as requests do not take it away, of which so many were sent. */
@@ -1248,6 +1251,9 @@ export class PostgresSession implements SessionCodec {
     fatal: (error: GatewayError): Uint8Array => buildGatewayError(error, 'FATAL'),
     committed: (request: Request, released: number): Uint8Array => {
       const answers: Uint8Array[] = [];
+      // What it prepares or closes is confirmed by this answer.
+      const done = this.head === request ? this.opsDone : 0;
+      for (const op of (request as PgRequest).ops?.slice(done) ?? []) this.confirm(op);
       for (const frame of (request as PgRequest).frames) {
         if (frame === 'P') answers.push(frameOf(PARSE_COMPLETE));
         else if (frame === 'B') answers.push(frameOf(BIND_COMPLETE));
@@ -1303,7 +1309,7 @@ export class PostgresSession implements SessionCodec {
 
   /**
    * See {@link SessionCodec.freeze}: fields by their names. Not among them is what
-   * - is given anew: `context`, `cache`, `shared`, and what closes over the session (`guard`, `token`, `mutables`, `synthesize`);
+   * - is given anew: `context`, `cache`, `shared`, and what closes over the session (`guard`, `token`, `marker`, `mutables`, `synthesize`);
    * - only makes the next request cheaper: `recent`, `coming`, `candidate`;
    * - belongs to a question of the gateway's own, of which none is under way: `rider`, `beforeRider`, `deallocations`, `asking`;
    * - follows from `told`: `env`.

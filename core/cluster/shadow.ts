@@ -21,6 +21,8 @@ export interface ShadowWorld {
   readonly limits: SessionLimits;
   /** What is known of the session's database, as its gateway knew it. */
   shared(): unknown;
+  /** The time of day, in ms. */
+  time(): number;
 }
 
 const NO_STATS: SessionStats = { requests: 0, units: 0 };
@@ -43,6 +45,8 @@ export class Shadow {
   acknowledged = 0;
   /** What is known of the session's database; whoever goes on with it puts its own source here. */
   shared: () => unknown;
+  /** When its session last left a row that proves a commit, see `ShadowWorld.time`. */
+  markedAt = 0;
   /** When what is known of its connection was asked for; set by whoever has a clock. */
   identifiedAt = 0;
   /** The connection stands still, so as to be moved; null while it does not. */
@@ -194,6 +198,9 @@ export class Shadow {
     },
     learn: ignore,
     resumed: ignore,
+    marked: () => {
+      this.markedAt = this.world.time();
+    },
     acknowledged: ignore,
     closeClient: () => {
       this.closing = true;

@@ -255,10 +255,25 @@ export interface ServerFacts {
 
 /** Proof to ask the outcome of a commit with, plain data; armed before the commit leaves. */
 export interface OutcomeToken {
-  /** The codec's own form, plain data. */
+  /** The codec's own form, plain data; null where the proof is a row. */
   readonly token: unknown;
-  /** The position of the log when it was taken. */
+  /** The position of the log when it was taken; -1n where the proof is a row. */
   readonly position: bigint;
+  /** The row to look for, where the proof is one. */
+  readonly mark?: Mark;
+}
+
+/**
+ * A row that a transaction puts into a table of the gateway's own just before it commits: it is there exactly when the transaction
+ * committed. Plain data.
+ */
+export interface Mark {
+  /** 16 bytes that nobody can guess, in hexadecimal. A transaction that is repeated has the same again, so it can commit only once. */
+  readonly id: string;
+  /** Name of the table, as the configuration has it. */
+  readonly table: string;
+  /** Where the session is logged in to. */
+  readonly database: string;
 }
 
 /** `wait`: the old transaction is still running on this very server: end its backend and ask again. */
@@ -288,6 +303,62 @@ export interface StatusQuestion extends Injection {
 export interface TokenInjection extends Injection {
   /** The token, or null when the transaction has nothing to commit. Valid after the last ready. */
   token(): OutcomeToken | null;
+}
+
+/** What became of putting a {@link Mark} into a transaction. */
+export type Marked =
+  /** The row is there. */
+  | 'marked'
+  /** There is nothing to commit, and no row. */
+  | 'nothing'
+  /** A row with this id was there: the transaction has committed before, and this is a repetition that must not. */
+  | 'taken'
+  /** It failed. */
+  | 'refused';
+
+export interface MarkInjection extends Injection {
+  /** Valid after the last ready. */
+  marked(): Marked;
+  /**
+   * Of one that was refused: what is wrong with the table, in words without data; null when the failure is the transaction's own (a
+   * serialization failure, a cancel), which its client is told as it is.
+   */
+  fault(): string | null;
+}
+
+/** How a session leaves marks: see {@link Mark}. */
+export interface Marker {
+  /** Puts the row into the open transaction, if that has something to commit, or may have. */
+  insert(mark: Mark): MarkInjection;
+  /**
+   * A commit that stands right behind it fails when it fails (`taken` and `refused`): both leave in one write. False: the commit waits for the
+   * answer, a round trip, and where that is `taken` or `refused` a rollback takes its place.
+   */
+  readonly binding: boolean;
+}
+
+/** The server's side of marks, over connections of the gateway's own to the database of the session: see {@link Mark}. */
+export interface Markers {
+  /** The table's name where the configuration gives none. */
+  readonly defaultTable: string;
+  /** Words for what is wrong with a name for the table; null when it can be one. */
+  wrongTable(table: string): string | null;
+  /**
+   * Is the row there? Asked when the transaction cannot end any more: its server is fenced or dead, or its backend gone.
+   * @param origin the server as it was when the transaction ran
+   * @returns `unknown` where no answer is proof: on a standby, in another history, or when the table may not be read
+   */
+  find(mark: Mark, origin: ServerFacts): Exchange<'present' | 'absent' | 'unknown'>;
+  /** What sets the table up or mends it: statements, to be run in one transaction. May be run any number of times. */
+  setup(table: string, reader: string): readonly string[];
+  /** Who may do what with the table afterwards, and what whoever sets it up needs, in words. */
+  rights(table: string, reader: string): readonly string[];
+  /** Runs them. Throws a CodedError that says what the user may not do. */
+  install(statements: readonly string[]): Exchange<void>;
+  /** What is missing for sessions to leave marks and for this connection's user to find and remove them, in words; nothing when all is well. */
+  inspect(table: string): Exchange<readonly string[]>;
+  /** Removes the rows that are older than so many ms. Returns how many. */
+  remove(table: string, olderThan: number): Exchange<number>;
 }
 
 // ---------------------------------------------------------------------------------------------------------------- codec
@@ -463,6 +534,8 @@ export interface SessionCodec {
    * request that fails takes the question with it. Null when the request's shape does not allow it.
    */
   tokenAlong?(request: Request, bytes: Uint8Array, start: number, end: number): TokenInjection | null;
+  /** Leaves marks, where the listener wants its commits to be proved by them: no token is asked for then. Absent where it cannot. */
+  readonly marker?: Marker;
 
   /** Synthesis: the gateway speaks as the server, legal where it is needed. */
   readonly synthesize: {
@@ -562,6 +635,8 @@ export interface Codec {
   probe?(): Exchange<ServerFacts>;
   /** Did the commit of this token take effect? Over a connection of the gateway's own to the server described by `server`. `origin` is the server as it was when the token was taken. */
   resolve?(token: OutcomeToken, origin: ServerFacts, server: ServerFacts): Exchange<Outcome>;
+  /** Proof of commits by rows, for sessions that have {@link SessionCodec.marker}. */
+  readonly markers?: Markers;
   /** Where the history of `server` left `timeline`; null when that is not known. For counting acknowledged commits that are missing. */
   switchPoint?(server: ServerFacts, timeline: number): bigint | null;
   /** How many of these committed transactions, whose tokens lie before the switch point, does the server lack? Over a connection of the gateway's own. */

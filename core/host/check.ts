@@ -19,6 +19,7 @@ import {
   type ListenerConfig,
   type PluginUse,
 } from './config/index.js';
+import { outcomeOf } from './outcome.js';
 import { type Extensions, startPlugin } from './registry.js';
 
 /** Version of this Outlive. */
@@ -103,6 +104,7 @@ export function describeConfig(config: Config, extensions: Extensions, here: Abi
         balance: listener.balance,
         durability: listener.durability,
         mutables: listener.mutables,
+        outcome: { ...listener.outcome, ...outcomeOf(listener, codec) },
         limits: listener.limits,
         failover: listener.failover,
         memory: { perClient, total: perClient * listener.limits.clients },
@@ -181,6 +183,16 @@ function findGaps(config: Config, extensions: Extensions): Gap[] {
         'mutables: keep',
       );
     }
+    const { by } = outcomeOf(listener, codec);
+    if (by === 'none' && (codec.capabilities.outcome || codec.markers !== undefined)) {
+      add(where, 'a commit whose answer is lost has an unknown outcome (outcome: none)', 'outcome: { by: marker }');
+    } else if (by !== 'none' && listener.outcome.autocommit === 'unknown') {
+      const what = 'a statement that commits by itself and whose answer is lost has an unknown outcome';
+      add(where, `${what} (outcome.autocommit: unknown)`, 'outcome: { autocommit: guard }');
+    }
+    if (by === 'marker') {
+      add(where, 'acknowledged commits that a promoted server lacks are not counted (outcome: marker)', null);
+    }
     if (listener.target === 'standby') {
       const nowhere =
         'a repeatable read or serializable transaction whose standby is lost fails (40001) when what it read has changed since';
@@ -201,7 +213,7 @@ function findGaps(config: Config, extensions: Extensions): Gap[] {
     if (listener.target === 'any') {
       add(where, 'a commit in doubt waits until its own server is back: no other one can tell its outcome', null);
     }
-    for (const gap of codecGaps(codec)) add(where, gap, null);
+    for (const gap of codecGaps(codec, by !== 'none')) add(where, gap, null);
   }
   for (const cluster of config.clusters) {
     const where = `cluster ${cluster.name}`;
@@ -247,9 +259,23 @@ function findGaps(config: Config, extensions: Extensions): Gap[] {
   return gaps;
 }
 
-function codecGaps(codec: Codec): string[] {
-  const missing = Object.entries(WITHOUT).filter(([key]) => !codec.capabilities[key as keyof Capabilities]);
+function codecGaps(codec: Codec, proved: boolean): string[] {
+  const missing = Object.entries(WITHOUT).filter(
+    ([key]) => !codec.capabilities[key as keyof Capabilities] && !(key === 'outcome' && proved),
+  );
   return [...missing.map(([, what]) => what), ...codec.unprotected];
+}
+
+function describeOutcome({ by, table, autocommit, retain }: CheckReport['listeners'][number]['outcome']): string {
+  const ways = {
+    position:
+      'position: the server is asked what became of a commit, by the id of its transaction and its place in the log',
+    marker: `marker: each transaction that writes leaves a row in ${table}, kept for ${formatDuration(retain)}; outlive setup makes the table`,
+    none: 'none: a commit whose answer is lost has an unknown outcome',
+  };
+  return autocommit === 'guard' || by === 'none'
+    ? ways[by]
+    : `${ways[by]}; not for statements that commit by themselves`;
 }
 
 function describeMutables(policy: 'keep' | 'strict', able: boolean): string {
@@ -314,6 +340,7 @@ export function renderReport(report: CheckReport, width = 100): string {
           `wait ${formatDuration(failover.wait)}, ${failover.attempts} attempts, keepalive ${formatDuration(failover.keepalive)}, ` +
             `lost commit: ${failover.lostCommit}, unprotected sessions: ${failover.unprotected}`,
         ],
+        ['outcome', describeOutcome(listener.outcome)],
         ['mutables', describeMutables(listener.mutables, codec.capabilities.mutables)],
         [
           'limits',

@@ -1,11 +1,11 @@
 import { Command, CommanderError, InvalidArgumentError } from 'commander';
 import { CodedError, type Log } from '../contract/index.js';
 import { askAdmin, type Order } from './admin.js';
-import { describeConfig, renderReport, tryPlugins, VERSION } from './check.js';
+import { describeConfig, type Gap, renderReport, tryPlugins, VERSION } from './check.js';
 import { tryAbilities } from './check-pair.js';
-import { type Config, ConfigError, loadConfig } from './config/index.js';
+import { type Config, ConfigError, loadConfig, parseDuration } from './config/index.js';
 import { createLog } from './log.js';
-import { loadExtensions } from './registry.js';
+import { type Extensions, loadExtensions } from './registry.js';
 import { statusText } from './status-text.js';
 
 /** A gateway that runs. */
@@ -48,6 +48,24 @@ interface DemoFlags {
   readonly clients: number;
   readonly pair?: boolean;
   readonly json?: boolean;
+}
+
+/** The options of check as they are written. */
+interface CheckFlags {
+  readonly config: string;
+  readonly json?: boolean;
+  readonly online?: boolean;
+  readonly database?: readonly string[];
+}
+
+/** The options of setup as they are written. */
+interface SetupFlags {
+  readonly config: string;
+  readonly listener: string;
+  readonly database?: readonly string[];
+  readonly user?: string;
+  readonly dryRun?: boolean;
+  readonly removeOlderThan?: number;
 }
 
 /** The outside of the command line. */
@@ -98,8 +116,32 @@ export async function main(argv: readonly string[], io: Io, parts: Parts): Promi
     .description('check a configuration and say what it would run, and what it would not protect')
     .requiredOption('-c, --config <file>', 'the configuration (YAML)')
     .option('--json', 'as JSON')
-    .action(async ({ config, json = false }: { config: string; json?: boolean }) => {
-      code = await check(config, json, io);
+    .option('--online', 'also ask the servers whether the tables of outcome: { by: marker } are set up')
+    .option('--database <name>', "databases to ask in (default: the monitor's)", gathered)
+    .action(async ({ config, json = false, online = false, database = [] }: CheckFlags) => {
+      code = await check(config, json, online ? database : null, io);
+    });
+
+  program
+    .command('setup')
+    .description(
+      'make the table of rows that prove the commits of a listener (outcome: { by: marker }), on the server that takes writes',
+    )
+    .requiredOption('-c, --config <file>', 'the configuration (YAML)')
+    .requiredOption('--listener <name>', 'the listener')
+    .option('--database <name>', "databases that its clients use (default: the monitor's)", gathered)
+    .option('--user <name>', "who does it, with the password in OUTLIVE_SETUP_PASSWORD (default: the monitor's user)")
+    .option('--dry-run', 'only say what would be run')
+    .option('--remove-older-than <age>', 'also remove rows that are older, such as 2h', age)
+    .action(async (flags: SetupFlags) => {
+      const config = await loadConfig(flags.config, io.env);
+      const { runSetup } = await import('./setup.js');
+      const as =
+        flags.user === undefined ? null : { user: flags.user, password: io.env.OUTLIVE_SETUP_PASSWORD ?? null };
+      const { listener, database: databases = [], dryRun = false, removeOlderThan = null } = flags;
+      const options = { listener, databases, as, dryRun, removeOlderThan };
+      const done = await runSetup(config, await loadExtensions(config), options, (line) => io.out(`${line}\n`));
+      if (!done) code = EXIT.failed;
     });
 
   program
@@ -207,12 +249,14 @@ async function ask(file: string, order: Order | 'status', io: Io): Promise<unkno
   return await askAdmin(admin.listen, order, ADMIN_MS);
 }
 
-async function check(file: string, json: boolean, io: Io): Promise<number> {
+/** @param databases where the servers are to be asked; null: they are not */
+async function check(file: string, json: boolean, databases: readonly string[] | null, io: Io): Promise<number> {
   try {
     const config = await loadConfig(file, io.env);
     const extensions = await loadExtensions(config);
     await tryPlugins(config, extensions);
     const report = describeConfig(config, extensions, config.pair === null ? null : await tryAbilities());
+    if (databases !== null) report.unprotected.push(...(await outcomeGaps(config, extensions, databases)));
     io.out(json ? `${JSON.stringify({ ok: true, ...report }, null, 2)}\n` : renderReport(report, io.columns));
     return EXIT.ok;
   } catch (error) {
@@ -225,6 +269,33 @@ async function check(file: string, json: boolean, io: Io): Promise<number> {
     }
     return EXIT.usage;
   }
+}
+
+/** What of the tables of rows is missing on the servers. */
+async function outcomeGaps(config: Config, extensions: Extensions, databases: readonly string[]): Promise<Gap[]> {
+  const { inspectOutcome } = await import('./setup.js');
+  const gaps: Gap[] = [];
+  for (const listener of config.listeners) {
+    for (const database of databases.length > 0 ? databases : [null]) {
+      const found = await inspectOutcome(config, extensions, listener, database);
+      if (found === null) continue;
+      const fix = `outlive setup --listener ${listener.name} --database ${found.database}`;
+      const where = `listener ${listener.name}, database ${found.database}`;
+      gaps.push(...found.missing.map((what) => ({ where, what: `commits fail or cannot be proved: ${what}`, fix })));
+    }
+  }
+  return gaps;
+}
+
+/** An option that may be given several times. */
+function gathered(value: string, before: readonly string[] = []): readonly string[] {
+  return [...before, value];
+}
+
+function age(text: string): number {
+  const ms = parseDuration(text);
+  if (ms !== null) return ms;
+  throw new InvalidArgumentError('It must be a duration such as 90m or 2h.');
 }
 
 function positive(text: string): number {

@@ -37,6 +37,7 @@ import {
   type PluginUse,
 } from './config/index.js';
 import { createMetrics, Stats } from './metrics.js';
+import { MarkSweeper } from './outcome.js';
 import { Keeping, type KeptSession } from './pair/keeping.js';
 import { Pair, type PairWorld } from './pair/pair.js';
 import { goOnWithKept, Solo } from './pair/solo.js';
@@ -396,6 +397,7 @@ class Door {
   private linkChecks: NodeJS.Timeout | undefined;
   private balanceChecks: NodeJS.Timeout | undefined;
   private readonly choice: Choice | null;
+  private readonly sweeper: MarkSweeper;
   private readonly balancing: SessionBalancing<SessionHost> | null;
 
   constructor(
@@ -412,6 +414,7 @@ class Door {
     private readonly stats: Stats,
   ) {
     const { target, standby, balance } = config;
+    this.sweeper = new MarkSweeper(config, codec, cluster, log);
     this.choice =
       target === 'primary'
         ? null
@@ -431,6 +434,7 @@ class Door {
   async open(): Promise<void> {
     const { listen: address, limits } = this.config;
     const { silence } = this;
+    this.sweeper.start();
     if (this.balancing !== null) this.balanceChecks = setInterval(() => this.balance(), BALANCE_MS);
     if (silence !== null) {
       this.linkChecks = setInterval(() => {
@@ -508,6 +512,7 @@ class Door {
         reservations: this.reservations,
         keys: this.keys,
         pair: this.pair,
+        marked: (database) => this.sweeper.note(database),
         now,
       },
       wire,
@@ -520,11 +525,12 @@ class Door {
   /** What a session of the other gateway's lives in while it is followed here. */
   shadowWorld(shared: () => unknown): ShadowWorld {
     const { codec, config } = this;
-    return { codec, cluster: config.cluster, options: config.options, limits: config.limits, shared };
+    return { codec, cluster: config.cluster, options: config.options, limits: config.limits, shared, time: Date.now };
   }
 
   /** Takes no clients in any more; another engine on this host does. */
   async leave(): Promise<void> {
+    this.sweeper.stop();
     clearInterval(this.linkChecks);
     clearInterval(this.balanceChecks);
     await this.listener?.close();
@@ -593,6 +599,7 @@ class Door {
   }
 
   async close(): Promise<void> {
+    this.sweeper.stop();
     clearInterval(this.linkChecks);
     clearInterval(this.balanceChecks);
     await this.listener?.close();

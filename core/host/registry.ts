@@ -113,6 +113,19 @@ function mismatches(config: Config, codecs: ReadonlyMap<string, Codec>): Problem
       const message = `the codec ${codec.name} does not know ${JSON.stringify(listener.auth)}; it knows ${codec.authMethods.join(', ')}`;
       wrong(`listeners[${index}].auth`, message);
     }
+    const { by, table } = listener.outcome;
+    const path = `listeners[${index}].outcome`;
+    if (by === 'position' && !codec.capabilities.outcome) {
+      wrong(
+        `${path}.by`,
+        `the codec ${codec.name} cannot ask a server for the outcome of a commit; use marker, or none`,
+      );
+    }
+    if (by === 'marker' && codec.markers === undefined) {
+      wrong(`${path}.by`, `the codec ${codec.name} leaves no rows; use position, or none`);
+    }
+    const fault = by === 'marker' && table !== null ? (codec.markers?.wrongTable(table) ?? null) : null;
+    if (fault !== null) wrong(`${path}.table`, fault);
   });
   config.clusters.forEach((cluster, index) => {
     const path = `clusters[${index}]`;

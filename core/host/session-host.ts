@@ -26,6 +26,7 @@ import type { BackendConnection, Choice, Cluster, ServerState } from './cluster/
 import { LoginRefused } from './cluster/index.js';
 import type { ListenerConfig } from './config/index.js';
 import type { Stats } from './metrics.js';
+import { proofOf } from './outcome.js';
 import type { Gate, Replica, Subject } from './pair/replica.js';
 import { discard, type Relocatable, Relocation } from './relocation.js';
 import type { Moving, Reservations } from './reservations.js';
@@ -46,6 +47,8 @@ export interface SessionEnvironment {
   readonly keys: Map<string, SessionHost>;
   /** Tells the peer gateway of a session; null without one. */
   readonly pair: SessionPair | null;
+  /** Sessions leave rows that prove commits in this database. Called for each of them. */
+  marked(database: string): void;
   now(): number;
 }
 
@@ -303,6 +306,7 @@ export class SessionHost implements SessionIo, Relocatable {
       listener.limits,
       this,
       env.stats,
+      proofOf(listener, codec, database),
     );
     this.session = session;
     const key = this.newKey(codec.cancelKeyLength(connection.login));
@@ -606,6 +610,7 @@ export class SessionHost implements SessionIo, Relocatable {
     this.greeting = opening.greeting;
     this.session = session;
     this.codec = codec;
+    this.markedAt = shadow.markedAt;
     this.cancelKey = opening.cancelKey;
     env.keys.set(this.cancelKey, this);
     const server = origin === null ? null : (env.cluster.servers().find(({ name }) => name === origin.server) ?? null);
@@ -1187,6 +1192,9 @@ export class SessionHost implements SessionIo, Relocatable {
     if (unit.unprovable === null && token === null) outcome = 'not-committed';
     else if (unit.unprovable === null && token !== null && this.origin !== null) {
       outcome = await env.cluster.resolve(token, this.origin, this.episode!.deadline);
+      // A row that is not there may have been removed: only for a while does that prove anything.
+      const late = Date.now() - this.markedAt >= env.listener.outcome.retain / 2;
+      if (token.mark !== undefined && outcome === 'not-committed' && late) outcome = 'unknown';
     }
     if (over()) return;
     env.stats.count(env.stats.outcomes, outcome);
@@ -1274,6 +1282,14 @@ export class SessionHost implements SessionIo, Relocatable {
     this.moving = null;
   }
 
+  /** When the session last left a row that proves a commit, by the time of day: that goes on while this host is suspended. */
+  private markedAt = 0;
+
+  marked(): void {
+    this.markedAt = Date.now();
+    this.env.marked(this.greeting!.identity.database);
+  }
+
   acknowledged(token: OutcomeToken): void {
     if (this.origin !== null) this.env.cluster.acknowledged(this.origin.facts, token);
   }
@@ -1300,6 +1316,13 @@ export class SessionHost implements SessionIo, Relocatable {
         break;
       case 'in-doubt':
         stats.inDoubt++;
+        break;
+      case 'mark-refused':
+        stats.count(stats.errors, 'OUTLIVE_MARK_REFUSED');
+        log.error(
+          { listener: listener.name, code: 'OUTLIVE_MARK_REFUSED', reason: label },
+          'a transaction was rolled back: the row that proves its commit could not be written; run outlive setup',
+        );
         break;
     }
   }

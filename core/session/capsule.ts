@@ -1,6 +1,7 @@
 import { deserialize, serialize } from 'node:v8';
 import type { GatewayError, LoginResult, Repetition, Request, TransactionStatus } from '../contract/index.js';
 import type { FrozenRecord } from '../journal/record.js';
+import type { ProofPolicy } from './proof.js';
 import type { State } from './states.js';
 import type { Unit } from './unit.js';
 
@@ -77,6 +78,8 @@ export interface FrozenSession {
   readonly ending: boolean;
   readonly announcing: LoginResult | null;
   readonly readOnly: boolean;
+  readonly proof: ProofPolicy;
+  readonly marks: number;
 }
 
 /** A capsule as bytes. Node's own form of plain data: maps, sets, big integers and shared references survive. */

@@ -1,4 +1,4 @@
-import type { Injection, Request, TokenInjection } from '../contract/index.js';
+import type { Injection, MarkInjection, Request, TokenInjection } from '../contract/index.js';
 import type { RequestRecord } from '../journal/record.js';
 import type { Verifier } from '../journal/verify.js';
 
@@ -24,6 +24,8 @@ export class Pending {
   notices = false;
   /** The question for the token that went along with the request. */
   token: TokenInjection | null = null;
+  /** The row of the commit was refused in front of it: what the server says to it is not the client's. */
+  refused: MarkInjection | null = null;
   /** Of a repeated request: why parts of its answer may differ, ... */
   doubts: ReadonlyMap<string, string> | null = null;
   /** ... and what was prepared for it. */
@@ -43,6 +45,7 @@ export class Pending {
     this.gates = false;
     this.notices = false;
     this.token = null;
+    this.refused = null;
     this.doubts = null;
     this.preparation = null;
     this.unsent = null;

@@ -9,6 +9,8 @@ import {
   type GatewayError,
   type Injection,
   type LoginResult,
+  type Marker,
+  type MarkInjection,
   RELAY,
   type Repetition,
   type Request,
@@ -28,6 +30,7 @@ import { Verifier } from '../journal/verify.js';
 import { ByteWindow } from '../stream/queue.js';
 import type { Capsule, FrozenItem, FrozenPending } from './capsule.js';
 import { type Item, Pending } from './pending.js';
+import { BY_POSITION, markOf, type ProofPolicy } from './proof.js';
 import { type Event, next, type State } from './states.js';
 import { Unit } from './unit.js';
 import type { SessionIo, SessionLimits, SessionStats } from './world.js';
@@ -132,6 +135,8 @@ export class Session implements Sink {
 
   private readonly carriage: Carriage | null;
   private readonly canon: Canon;
+  /** Marks that were made so far. */
+  private marks = 0;
 
   /** @param frameLength of the codec that `codec` is of a session of */
   constructor(
@@ -140,6 +145,7 @@ export class Session implements Sink {
     private readonly limits: SessionLimits,
     private io: SessionIo,
     private stats: SessionStats,
+    private readonly proof: ProofPolicy = BY_POSITION,
   ) {
     const carriage = codec.carriage ?? null;
     this.carriage = carriage;
@@ -148,6 +154,21 @@ export class Session implements Sink {
       canonical: (bytes, start, end) => codec.canonical(bytes, start, end),
       verbatim: (bytes, start) => codec.verbatim(bytes, start),
     };
+  }
+
+  /** What leaves marks of commits; null when they are proved otherwise, or not at all. */
+  private get marker(): Marker | null {
+    return this.proof.by === 'marker' ? (this.codec.marker ?? null) : null;
+  }
+
+  /** True when the server is asked for tokens. */
+  private get asks(): boolean {
+    return this.proof.by === 'position' && this.codec.token !== null;
+  }
+
+  /** True when the outcome of a commit can be learnt. */
+  private get provable(): boolean {
+    return this.asks || this.marker !== null;
   }
 
   /** From now on it acts upon another world: it was followed, and is now gone on with. */
@@ -379,10 +400,7 @@ export class Session implements Sink {
       }
       return true;
     }
-    if (request.effect === 'commit' && this.unit.unarmed && !this.unit.refused && this.codec.token !== null) {
-      this.arm();
-      return false;
-    }
+    if (request.effect === 'commit' && this.unit.unarmed && !this.unit.refused && this.mustArm(request)) return false;
     // Commits and rollbacks decide about everything before them: that must be answered, so that nothing is left in doubt beside them.
     if (request.effect === 'rollback') return this.pending.length === 0;
     if (request.effect === 'commit') return this.pending.length === 0 && this.mayDecide();
@@ -391,11 +409,24 @@ export class Session implements Sink {
 
   /** May a transaction of the gateway's own be put around this request? */
   private wrappable({ effect, mustGuard, guardable }: Request): boolean {
-    // Where nothing can be written a guard only holds together what belongs together.
-    const needed = this.readOnly
-      ? mustGuard && (effect === 'read' || effect === 'session' || effect === 'write')
-      : effect === 'write' || ((effect === 'read' || effect === 'session') && mustGuard);
-    return needed && guardable && this.codec.guard !== null && this.codec.token !== null;
+    // Where nothing can be written, or nothing is to be proved, a guard only holds together what belongs together.
+    const needed =
+      this.readOnly || this.proof.autocommit === 'unknown'
+        ? mustGuard && (effect === 'read' || effect === 'session' || effect === 'write')
+        : effect === 'write' || ((effect === 'read' || effect === 'session') && mustGuard);
+    return needed && guardable && this.codec.guard !== null && this.provable;
+  }
+
+  /** Starts what must be done before this commit may leave. False when it can leave as it is, with what goes in front of it. */
+  private mustArm(commit: Request): boolean {
+    const { marker } = this;
+    if (marker === null) {
+      if (this.asks) this.arm();
+      return this.asks;
+    }
+    if (marker.binding || !this.markable(commit)) return false;
+    if (this.pending.length === 0) this.markAhead();
+    return true;
   }
 
   /** See {@link SessionIo.durable}. */
@@ -543,10 +574,12 @@ export class Session implements Sink {
   /** Sends a request, and with it or behind it the question for the token that it needs. */
   private dispatch(request: Request, pending: Pending, bytes: Uint8Array, start: number, end: number): void {
     const { codec, unit } = this;
+    if (request.effect === 'commit' && unit.unarmed && this.marker !== null && this.markable(request))
+      this.markBefore(pending);
     // The codec counts what was sent before it is asked for the token.
     if (!this.later) codec.sent(request);
     unit.refused = false;
-    if (!unit.unarmed || !this.armable(request)) {
+    if (!unit.unarmed || !this.asks || !this.armable(request)) {
       this.await(pending, bytes, start, end);
       return;
     }
@@ -633,20 +666,17 @@ export class Session implements Sink {
       unit.writes = true;
       if (unit.token === null) unit.unarmed = true;
     }
-    if (unit.commitSent && unit.writes && this.codec.token === null) unit.deciding = request.label;
+    if (unit.commitSent && unit.writes && !this.provable && !this.readOnly) unit.deciding = request.label;
   }
 
   /** Learns the outcome token of the open transaction. */
   private arm(): void {
     const unit = this.unit;
-    if (unit.arming || this.codec.token === null) {
-      if (this.codec.token === null) unit.unarmed = false;
-      return;
-    }
+    if (unit.arming) return;
     unit.arming = true;
     unit.unarmed = false;
     unit.refused = false;
-    const injection = this.codec.token();
+    const injection = this.codec.token!();
     this.inject(injection, () => {
       const failed = this.tokenTold(injection);
       if (this.guarding) {
@@ -684,6 +714,113 @@ export class Session implements Sink {
     // In the failed state nothing commits, but what lies before a savepoint may, once the rest is undone.
     else if (failed) unit.unarmed = unit.refused = true;
     return failed;
+  }
+
+  /** Is a row to be left before this commit? A failed transaction commits nothing, and what cannot be proved needs none. */
+  private markable(commit: Request): boolean {
+    return commit.provable && !this.unit.failed;
+  }
+
+  /** Puts the unit's row into the open transaction. */
+  private mark(onDone: (injection: MarkInjection) => void): void {
+    const { unit } = this;
+    unit.mark ??= markOf(this.proof, ++this.marks);
+    // What leaves behind it may take effect whether or not any answer comes.
+    unit.token = { token: null, position: -1n, mark: unit.mark };
+    unit.unarmed = false;
+    this.io.marked();
+    const injection = this.marker!.insert(unit.mark);
+    this.inject(injection, () => {
+      const marked = injection.marked();
+      if (marked === 'nothing' || marked === 'refused') unit.token = null;
+      onDone(injection);
+    });
+  }
+
+  /** Puts the row in front of a commit that leaves with it. */
+  private markBefore(commit: Pending): void {
+    this.mark((injection) => {
+      const marked = injection.marked();
+      if (marked === 'taken') this.repeatedInVain();
+      else if (marked === 'refused') commit.refused = injection;
+    });
+  }
+
+  /** Puts the row in front of a commit that waits for it: the first of the queue. */
+  private markAhead(): void {
+    this.gates++;
+    this.mark((injection) => {
+      const marked = injection.marked();
+      if (marked === 'taken') {
+        this.takeUp();
+        this.repeatedInVain();
+      } else if (marked === 'refused') {
+        // The commit is answered here: nothing of its transaction may stay.
+        this.inject(this.codec.guard!.rollback(), () => {
+          this.gates--;
+          const record = this.takeUp();
+          this.codec.guardEnded(false);
+          this.endUnit(record, false);
+          this.clientStatus = 'idle';
+          this.tellRefused(injection, record.request, 'idle');
+          this.settle();
+        });
+        this.flushOut();
+      } else {
+        this.gates--;
+        this.pump();
+      }
+    });
+    this.flushOut();
+  }
+
+  /** The first request of the queue is of the open unit, although it was never sent. */
+  private takeUp(): RequestRecord {
+    const { request, record: known, input } = this.queue.shift()!;
+    for (const bytes of input) this.queued -= bytes.length;
+    const record = known ?? new RequestRecord(request);
+    if (known === null) for (const bytes of input) this.journal(record, bytes);
+    this.records.push(record);
+    return record;
+  }
+
+  /** The unit has committed before, on a way that nobody told of. What it did this time is dropped; its outcome is asked for like any other. */
+  private repeatedInVain(): void {
+    this.unit.commitSent = true;
+    this.lost();
+  }
+
+  /** What a commit is answered with whose row was refused, with the ready. */
+  private tellRefused(mark: MarkInjection, { joined }: Request, status: TransactionStatus): void {
+    const fault = mark.fault();
+    if (fault === null) {
+      this.io.toClient(mark.errorBytes()!);
+      const ready = this.codec.synthesize.ready(status);
+      if (joined) this.heldReady = ready;
+      else this.io.toClient(ready);
+      return;
+    }
+    this.io.count('mark-refused', fault);
+    const error: GatewayError = {
+      code: 'OUTLIVE_MARK_REFUSED',
+      kind: 'state-lost',
+      message: `the transaction was rolled back: the row that proves its commit could not be written (${fault})`,
+      hint: 'The operator sets its table up with outlive setup, or has commits proved otherwise (outcome of the listener).',
+    };
+    if (joined) this.deferred = error;
+    else this.io.toClient(this.codec.synthesize.error(error, status));
+  }
+
+  /** The server answered a commit whose row it had refused: it rolled back. */
+  private overrule(head: Pending, status: TransactionStatus): void {
+    this.pending.shift();
+    head.gates = false;
+    this.gates--;
+    const record = head.record!;
+    this.endUnit(record, false);
+    this.clientStatus = status;
+    this.tellRefused(head.refused!, record.request, status);
+    this.settle();
   }
 
   /** The guarded request succeeded and its transaction failed before it could be committed (a cancel or a timeout came just now). */
@@ -847,7 +984,13 @@ export class Session implements Sink {
       }
       const head = this.pending[0];
       const verifier = head?.verifier;
-      if (head !== undefined && head.injection === null && !verifier && this.verdict.length === 0) {
+      if (
+        head !== undefined &&
+        head.injection === null &&
+        head.refused === null &&
+        !verifier &&
+        this.verdict.length === 0
+      ) {
         // What the client gets as it is.
         at = this.codec.relayed?.(bytes, at, end) ?? at;
       }
@@ -886,6 +1029,13 @@ export class Session implements Sink {
         continue;
       }
       if (h.treatment === RELAY) {
+        if (head !== undefined && head.refused !== null && !h.asynchronous) {
+          this.release(bytes, run, at, at, null);
+          at = frameEnd;
+          run = at;
+          log = at;
+          continue;
+        }
         if (verifier) {
           // Notices come again with what is repeated; anything else that answers no request is news.
           if (h.asynchronous && !h.notice && !this.midFrame) this.say(bytes.subarray(at, frameEnd));
@@ -930,6 +1080,15 @@ export class Session implements Sink {
         const status = this.readyStatus;
         this.readyStatus = null;
         const record = head?.record ?? null;
+        if (head !== undefined && head.refused !== null) {
+          this.release(bytes, run, at, at, null);
+          at = frameEnd;
+          run = at;
+          log = at;
+          this.overrule(head, status);
+          if (!this.receiving()) return;
+          continue;
+        }
         const observation = this.observation(status, head);
         if (observation !== null) {
           this.release(bytes, run, at, log, record);
@@ -958,7 +1117,7 @@ export class Session implements Sink {
         if (!this.receiving()) return;
         continue;
       }
-      if (disposition === SWALLOW && !h.asynchronous) {
+      if ((disposition === SWALLOW || (head !== undefined && head.refused !== null)) && !h.asynchronous) {
         // Part of the answer to the gateway's own question. What the client gets is moved up to what follows, so that it leaves
         // in one write.
         const held = at - run;
@@ -1098,6 +1257,7 @@ export class Session implements Sink {
     if (head === undefined) return true;
     this.shift();
     if (head.token !== null) this.tokenTold(head.token);
+    this.unit.failed = status === 'failed';
     if (head.gates) {
       head.gates = false;
       this.gates--;
@@ -1196,7 +1356,7 @@ export class Session implements Sink {
         this.settle();
         return;
       }
-      if (this.unit.unarmed) this.arm();
+      if (this.unit.unarmed && this.asks) this.arm();
       else if (!this.unit.arming) this.closeGuard();
       return;
     }
@@ -1230,25 +1390,56 @@ export class Session implements Sink {
       this.guardDue = true;
       return;
     }
-    this.unit.commitSent = true;
-    const injection = this.codec.guard!.commit();
-    const pending = this.inject(injection, () => this.guardCommitted(injection));
-    pending.notices = true;
+    const { marker, unit } = this;
+    let refused: MarkInjection | null = null;
+    if (marker !== null && unit.unarmed) {
+      const { binding } = marker;
+      this.mark((injection) => {
+        const marked = injection.marked();
+        if (marked === 'taken') {
+          this.repeatedInVain();
+          return;
+        }
+        if (marked === 'refused') refused = injection;
+        if (binding) return;
+        if (refused === null) this.commitGuard(() => null);
+        else {
+          const rollback = this.codec.guard!.rollback();
+          this.inject(rollback, () => this.guardCommitted(rollback, refused));
+        }
+        this.flushOut();
+      });
+      if (!binding) {
+        this.flushOut();
+        return;
+      }
+    }
+    this.commitGuard(() => refused);
     this.flushOut();
   }
 
-  private guardCommitted(injection: Injection): void {
+  /** @param refused the row of the commit, if it was refused, once the commit is answered */
+  private commitGuard(refused: () => MarkInjection | null): void {
+    this.unit.commitSent = true;
+    const injection = this.codec.guard!.commit();
+    const pending = this.inject(injection, () => this.guardCommitted(injection, refused()));
+    pending.notices = true;
+  }
+
+  private guardCommitted(injection: Injection, refused: MarkInjection | null): void {
     const last = this.records[this.records.length - 1];
-    const failed = injection.failed() !== null;
+    const failed = injection.failed() !== null || refused !== null;
     this.guarding = false;
     this.codec.guardEnded(!failed);
-    if (failed) {
-      this.verdict = [];
-      this.say(injection.errorBytes()!);
-    } else this.releaseHeld(null);
+    if (failed) this.verdict = [];
+    else this.releaseHeld(null);
     this.endUnit(last, !failed);
     this.clientStatus = 'idle';
-    this.say(this.codec.synthesize.ready('idle'));
+    if (refused !== null) this.tellRefused(refused, last.request, 'idle');
+    else {
+      if (failed) this.say(injection.errorBytes()!);
+      this.say(this.codec.synthesize.ready('idle'));
+    }
     this.settle();
   }
 
@@ -1481,12 +1672,16 @@ export class Session implements Sink {
   /** The commit took effect: the client gets its answer, nothing is repeated. */
   committed(): void {
     const last = this.records[this.records.length - 1];
+    // Before the unit ends for the codec: what the client is told of belongs to it.
+    const answer = this.guarding
+      ? this.codec.synthesize.ready('idle')
+      : this.codec.synthesize.committed(last.request, last.answer.frames(this.canon));
     this.codec.guardEnded(true);
     if (this.guarding) {
       this.guarding = false;
       this.releaseHeld(null);
-      this.say(this.codec.synthesize.ready('idle'));
-    } else this.say(this.codec.synthesize.committed(last.request, last.answer.frames(this.canon)));
+    }
+    this.say(answer);
     this.answerInterrupt(last);
     this.clientStatus = 'idle';
     for (const { request } of this.records) this.inputOver(request);
@@ -1754,7 +1949,10 @@ export class Session implements Sink {
     this.step('fail');
     this.projectedOpen = true;
     this.inject(this.codec.guard!.begin(), null);
-    this.inject(this.codec.guard!.fail(), () => this.resume());
+    this.inject(this.codec.guard!.fail(), () => {
+      this.unit.failed = true;
+      this.resume();
+    });
     this.flushOut();
   }
 
@@ -1869,8 +2067,9 @@ export class Session implements Sink {
       if (frozen === undefined) records.set(record, (frozen = record.freeze()));
       return frozen;
     };
-    for (const { record, token, verifier, replay, failed, gates, unsent } of this.pending) {
-      if (record === null || token !== null || verifier !== null || replay || unsent !== null) return null;
+    for (const { record, token, refused, verifier, replay, failed, gates, unsent } of this.pending) {
+      if (record === null || token !== null || refused !== null || verifier !== null) return null;
+      if (replay || unsent !== null) return null;
       pending.push({ record: freeze(record), failed, gates });
     }
     const codec = this.codec.freeze();
@@ -1912,6 +2111,8 @@ export class Session implements Sink {
         ending: this.ending,
         announcing: this.announcing,
         readOnly: this.readOnly,
+        proof: this.proof,
+        marks: this.marks,
       },
     };
   }
@@ -1931,7 +2132,14 @@ export class Session implements Sink {
   ): { session: Session; codec: SessionCodec } {
     const { session: frozen, codec: frozenCodec } = capsule as Capsule;
     const own = codec.thaw(context, frozenCodec);
-    const session = new Session(own, (bytes, start, end) => codec.frameLength(bytes, start, end), limits, io, stats);
+    const session = new Session(
+      own,
+      (bytes, start, end) => codec.frameLength(bytes, start, end),
+      limits,
+      io,
+      stats,
+      frozen.proof,
+    );
     session.melt(frozen);
     return { session, codec: own };
   }
@@ -1943,7 +2151,7 @@ export class Session implements Sink {
       if (record === undefined) known.set(of, (record = RequestRecord.thaw(of)));
       return record;
     };
-    const { input, unit, queue, barriers, pending, records, told, repetitions, ...fields } = frozen;
+    const { input, unit, queue, barriers, pending, records, told, repetitions, proof: _, ...fields } = frozen;
     Object.assign(this, fields);
     Object.assign(this.unit, unit);
     if (input.bytes.length > 0) this.window.push(input.bytes, 0);

@@ -1,4 +1,4 @@
-import type { OutcomeToken } from '../contract/index.js';
+import type { Mark, OutcomeToken } from '../contract/index.js';
 
 /** Facts of the open unit of work: the requests since the last commit point. */
 export class Unit {
@@ -11,6 +11,10 @@ export class Unit {
   refused = false;
   /** A token is being asked for. */
   arming = false;
+  /** The row that proves its commit; the same however often it is repeated. */
+  mark: Mark | null = null;
+  /** The server said that the transaction is in the failed state. */
+  failed = false;
   /** What would make it durable has left. */
   commitSent = false;
   /** What it holds (a label) that may have taken effect by itself, whose outcome cannot be asked for; or null. */
@@ -37,6 +41,7 @@ export class Unit {
   /** A new unit begins. */
   reset(): void {
     this.rearm();
+    this.mark = null;
     this.inputBytes = 0;
     this.answerBytes = 0;
     this.oversized = false;
@@ -49,6 +54,7 @@ export class Unit {
     this.unarmed = false;
     this.refused = false;
     this.arming = false;
+    this.failed = false;
     this.token = null;
     this.commitSent = false;
     this.opaque = null;

@@ -30,6 +30,8 @@ export interface SessionIo {
   learn(): void;
   /** The session goes on as if nothing had happened. */
   resumed(): void;
+  /** A row that proves the commit of the open unit leaves, and the commit after it. */
+  marked(): void;
   /** A commit was acknowledged to the client. */
   acknowledged(token: OutcomeToken): void;
   /** Close the client's connection after what was written. */
@@ -40,7 +42,7 @@ export interface SessionIo {
    */
   durable(): boolean;
   /** A coded thing happened that users count. */
-  count(what: 'divergence' | 'unprotected' | 'in-doubt', label: string): void;
+  count(what: 'divergence' | 'unprotected' | 'in-doubt' | 'mark-refused', label: string): void;
 }
 
 /** Counters that the hot path increments; read by the metrics. */

@@ -22,7 +22,14 @@ afterEach(async () => {
   for (const end of ends.splice(0).reverse()) await end();
 });
 
-const world = () => ({ codec: postgres, cluster: 'c', options: {}, limits: LIMITS, shared: () => undefined });
+const world = () => ({
+  codec: postgres,
+  cluster: 'c',
+  options: {},
+  limits: LIMITS,
+  shared: () => undefined,
+  time: () => 0,
+});
 
 /** A client's connection and what the gateway does on it. */
 interface Line {

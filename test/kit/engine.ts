@@ -1,6 +1,7 @@
 import postgres from '../../codecs/postgres/index.js';
 import type { Call } from '../../core/cluster/records.js';
-import type { LoginResult, OutcomeToken } from '../../core/contract/index.js';
+import type { LoginResult, OutcomeToken, SessionCodec } from '../../core/contract/index.js';
+import { BY_POSITION, type ProofPolicy } from '../../core/session/proof.js';
 import { Session } from '../../core/session/session.js';
 import type { SessionIo, SessionLimits } from '../../core/session/world.js';
 import { message } from './gateway.js';
@@ -9,6 +10,12 @@ import { message } from './gateway.js';
 export class MadeUpDatabase {
   readonly applied: string[] = [];
   readonly committed = new Set<string>();
+  /** Rows that prove commits. */
+  readonly marks = new Set<string>();
+  /** What such a row is refused with, when set. */
+  markFault: string | null = null;
+  /** How often a row was looked for. */
+  lookups = 0;
   private xid = 1000n;
   position = 5000n;
 
@@ -19,6 +26,9 @@ export class MadeUpDatabase {
 
 /** How the gateway asks for a token inside a request. */
 const TOKEN_QUESTION = 'SELECT pg_catalog.pg_current_xact_id_if_assigned()';
+
+/** How it leaves a row that proves a commit. */
+const PUT_MARK = /^SELECT \S+_put\('\\x([0-9a-f]{32})', (true|false)\)$/;
 
 const int16 = (n: number) => Buffer.from([n >> 8, n & 255]);
 const int32 = (n: number) => {
@@ -41,6 +51,7 @@ export class MadeUpServer {
   private readonly statements = new Map<string, string>();
   private readonly portals = new Map<string, string>();
   private unit: string[] = [];
+  private marks: string[] = [];
   private xid: bigint | null = null;
   private told: Buffer[] = [];
 
@@ -112,7 +123,6 @@ export class MadeUpServer {
         return;
       case 'S':
         this.skipping = false;
-        if (this.status === 'I') this.portals.clear();
         this.ready();
         return;
       case 'F': {
@@ -162,11 +172,14 @@ export class MadeUpServer {
   private commit(): void {
     this.database.applied.push(...this.unit);
     if (this.xid !== null) this.database.committed.add(String(this.xid));
+    for (const id of this.marks) this.database.marks.add(id);
+    this.marks = [];
     this.unit = [];
     this.xid = null;
   }
 
   private forget(): void {
+    this.marks = [];
     this.unit = [];
     this.xid = null;
   }
@@ -182,7 +195,25 @@ export class MadeUpServer {
     this.skipping = true;
   }
 
+  private putMark(id: string, always: boolean): boolean {
+    const { markFault, marks } = this.database;
+    if (markFault !== null || marks.has(id)) {
+      this.fail(markFault ?? '23505');
+      return false;
+    }
+    const due = always || this.xid !== null;
+    if (due) {
+      this.xid ??= this.database.nextXid();
+      this.marks.push(id);
+    }
+    this.row(due ? 't' : 'f');
+    this.say('C', 'SELECT 1\0');
+    return true;
+  }
+
   private run(text: string, extended: boolean): boolean {
+    const put = PUT_MARK.exec(text);
+    if (put !== null && this.status !== 'E') return this.putMark(put[1], put[2] === 'true');
     if (text.startsWith(TOKEN_QUESTION) && this.status !== 'E') {
       const position = `0/${(++this.database.position).toString(16)}`;
       const xid =
@@ -250,7 +281,10 @@ export class MadeUpServer {
 
   private ready(): void {
     // What was not in a block was in a transaction of its own up to here.
-    if (this.status === 'I') this.commit();
+    if (this.status === 'I') {
+      this.commit();
+      this.portals.clear();
+    }
     this.out.push(...this.told);
     this.told = [];
     this.say('Z', this.status);
@@ -281,6 +315,20 @@ export const BYTES: Cutter = () => 1;
 /** Limits of a session, small enough to be reached. */
 export const LIMITS: SessionLimits = { request: 2 ** 20, journal: 2 ** 20, answers: 2 ** 18, queue: 2 ** 20 };
 
+/** Proof of commits by rows. */
+export const BY_MARKER: ProofPolicy = {
+  by: 'marker',
+  autocommit: 'guard',
+  table: 'outlive.commit_marker',
+  database: 'd',
+  seed: Buffer.from('a session of a test'),
+};
+
+/** Where a commit must wait for its row: as the codec of a protocol in which it cannot stand right behind it. */
+export function waiting(codec: SessionCodec): SessionCodec {
+  return Object.assign(codec, { marker: { ...codec.marker!, binding: false } });
+}
+
 /** A session that somebody else has led so far, with the database that it is about. */
 export interface Inherited {
   readonly session: Session;
@@ -307,6 +355,8 @@ export class EngineRig {
     private readonly cutServer: Cutter = WHOLE,
     limits: Partial<SessionLimits> = {},
     inherited: Inherited | null = null,
+    proof: ProofPolicy = BY_POSITION,
+    change: (codec: SessionCodec) => SessionCodec = (codec) => codec,
   ) {
     this.database = inherited?.database ?? new MadeUpDatabase();
     this.server = new MadeUpServer(this.database);
@@ -315,11 +365,15 @@ export class EngineRig {
       this.session.entrust(this.io, { requests: 0, units: 0 });
       return;
     }
-    const codec = postgres.session({ greeting: GREETING, shared: () => undefined, options: {} });
-    this.session = new Session(codec, postgres.frameLength, { ...LIMITS, ...limits }, this.io, {
-      requests: 0,
-      units: 0,
-    });
+    const codec = change(postgres.session({ greeting: GREETING, shared: () => undefined, options: {} }));
+    this.session = new Session(
+      codec,
+      postgres.frameLength,
+      { ...LIMITS, ...limits },
+      this.io,
+      { requests: 0, units: 0 },
+      proof,
+    );
     codec.welcome(LOGIN, new Uint8Array(8));
     this.session.attached();
   }
@@ -337,6 +391,7 @@ export class EngineRig {
       replayed: () => {},
       resumed: () => {},
       learn: () => {},
+      marked: () => {},
       acknowledged: () => {},
       durable: () => this.durable(),
       closeClient: () => {},
@@ -432,10 +487,13 @@ export class EngineRig {
     if (session.inDoubt) {
       if (session.state === 'suspended') this.tell('asking');
       const token = session.unit.token as OutcomeToken | null;
-      const xid = (token?.token as { xid: string } | undefined)?.xid;
+      const xid = (token?.token as { xid: string } | null | undefined)?.xid;
+      const { mark } = token ?? {};
+      if (mark !== undefined) this.database.lookups++;
       if (session.unit.unprovable !== null) {
         this.tell('unknown', { code: 'OUTLIVE_OUTCOME_UNKNOWN', kind: 'outcome-unknown', message: 'unknown' });
-      } else if (xid !== undefined && this.database.committed.has(xid)) this.tell('committed');
+      } else if (mark !== undefined && this.database.marks.has(mark.id)) this.tell('committed');
+      else if (xid !== undefined && this.database.committed.has(xid)) this.tell('committed');
       else this.tell('notCommitted');
     }
     session.restoring();

@@ -131,6 +131,13 @@ export class Front {
     return found;
   }
 
+  /** Waits until the standby has all that the primary has written so far. */
+  async replicated(): Promise<void> {
+    const { rows } = await this.pair.primary.query<{ lsn: string }>('select pg_current_wal_lsn()::text as lsn');
+    const there = `select where pg_last_wal_replay_lsn() >= '${rows[0].lsn}'`;
+    await eventually(async () => (await this.pair.standby.query(there)).rows.length > 0, { message: 'the standby' });
+  }
+
   /** Waits until a query on the present primary, past proxy and gateway, brings a row. */
   async appears(sql: string): Promise<void> {
     await eventually(async () => (await this.pair.primary.query(sql)).rows.length > 0, { message: sql });

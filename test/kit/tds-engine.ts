@@ -281,6 +281,7 @@ export class TdsEngine {
       learn: nothing,
       resumed: nothing,
       acknowledged: nothing,
+      marked: nothing,
       closeClient: () => {
         throw new Error('the client was sent away');
       },

@@ -4,6 +4,7 @@ import type { Log } from '../../core/contract/index.js';
 import { Follower } from '../../core/host/pair/follower.js';
 import type { Replica } from '../../core/host/pair/replica.js';
 import { Shipper } from '../../core/host/pair/shipper.js';
+import type { ProofPolicy } from '../../core/session/proof.js';
 import { type Cutter, EngineRig, GREETING, type Inherited, LIMITS, WHOLE } from './engine.js';
 
 /** A record on its way to the peer. */
@@ -41,6 +42,8 @@ export interface ToldOptions {
   readonly local?: boolean;
   /** So many bytes of the client were acknowledged before acknowledgements were held. */
   readonly promised?: number;
+  /** How commits are proved; by position where nothing is said. */
+  readonly proof?: ProofPolicy;
   /** Called when everything that was told has come. */
   readonly onEven?: (rig: ToldRig) => void;
 }
@@ -67,9 +70,16 @@ export class ToldRig extends EngineRig {
   readonly #options: ToldOptions;
 
   constructor(options: ToldOptions = {}) {
-    super(options.cutServer ?? WHOLE, {}, options.inherited ?? null);
+    super(options.cutServer ?? WHOLE, {}, options.inherited ?? null, options.proof);
     this.#options = options;
-    const world = { codec: postgres, cluster: 'c', options: {}, limits: LIMITS, shared: () => undefined };
+    const world = {
+      codec: postgres,
+      cluster: 'c',
+      options: {},
+      limits: LIMITS,
+      shared: () => undefined,
+      time: () => 0,
+    };
     this.follower = new Follower(
       () => world,
       silent,

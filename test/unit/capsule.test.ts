@@ -14,10 +14,11 @@ import type {
   Want,
 } from '../../core/contract/index.js';
 import { type Capsule, freezeBytes, thawBytes } from '../../core/session/capsule.js';
+import type { ProofPolicy } from '../../core/session/proof.js';
 import { Session } from '../../core/session/session.js';
 import type { SessionIo, SessionLimits } from '../../core/session/world.js';
 import { CORPUS } from '../kit/corpus.js';
-import { BYTES, type Cutter, MadeUpDatabase, MadeUpServer, WHOLE } from '../kit/engine.js';
+import { BY_MARKER, BYTES, type Cutter, MadeUpDatabase, MadeUpServer, WHOLE } from '../kit/engine.js';
 import { message } from '../kit/gateway.js';
 import { type Randomness, randomness } from '../kit/random.js';
 import { BATCHES, SAVEPOINTS, TRANSACTIONS } from '../kit/scripts.js';
@@ -128,6 +129,7 @@ function noting(
     replayed: note('replayed'),
     learn: note('learn'),
     resumed: note('resumed'),
+    marked: note('marked'),
     acknowledged: note('acknowledged'),
     closeClient: note('closeClient'),
     durable: () => {
@@ -273,6 +275,8 @@ interface RigOptions extends Partial<SessionLimits> {
   readonly held?: boolean;
   /** The first server is one on which nothing can be written. */
   readonly readOnly?: boolean;
+  /** How commits are proved; by position where nothing is said. */
+  readonly proof?: ProofPolicy;
 }
 
 /** A session between a scripted client and a server, whose inputs are noted. */
@@ -303,7 +307,7 @@ class Rig implements Setting {
     private readonly options: RigOptions = {},
     private readonly cut: Cutter = WHOLE,
   ) {
-    const { server, shared, doubt, held, readOnly, ...limits } = options;
+    const { server, shared, doubt, held, readOnly, proof, ...limits } = options;
     this.limits = { request: 2 ** 20, journal: 2 ** 20, answers: 2 ** 18, queue: 2 ** 20, ...limits };
     this.doubt = doubt ?? 'lost';
     this.context = {
@@ -320,7 +324,7 @@ class Rig implements Setting {
     this.server = this.connected();
     const codec = postgres.session(this.context);
     const io = noting([], { durable: () => true, doubt: () => {} });
-    this.session = new Session(codec, postgres.frameLength, this.limits, io, { requests: 0, units: 0 });
+    this.session = new Session(codec, postgres.frameLength, this.limits, io, { requests: 0, units: 0 }, proof);
     codec.welcome(LOGIN, new Uint8Array(8));
     this.tell('attached', ...(readOnly ? [true] : []));
   }
@@ -445,10 +449,11 @@ class Rig implements Setting {
     this.fromServer = Buffer.alloc(0);
     if (session.inDoubt) {
       const { unprovable, token } = session.unit;
-      const xid = (token?.token as { xid: string } | undefined)?.xid;
+      const xid = (token?.token as { xid: string } | null | undefined)?.xid;
       this.tell('asking');
       if (unprovable !== null)
         this.tell('unknown', { ...GONE, code: 'OUTLIVE_OUTCOME_UNKNOWN', kind: 'outcome-unknown' });
+      else if (token?.mark !== undefined && this.database.marks.has(token.mark.id)) this.tell('committed');
       else if (xid !== undefined && this.database.committed.has(xid)) this.tell('committed');
       else this.tell('notCommitted');
     }
@@ -466,11 +471,14 @@ class Rig implements Setting {
 /** True when something of the gateway's own is under way, or the session is where it cannot be told. */
 function ownAffairs(session: Session): boolean {
   const { pending, codec } = session as unknown as {
-    pending: { injection: unknown; token: unknown; verifier: unknown; replay: boolean }[];
+    pending: { injection: unknown; token: unknown; refused: unknown; verifier: unknown; replay: boolean }[];
     codec: { asking: { rest: unknown } | null };
   };
   if (['doubting', 'resolving', 'replaying', 'failing', 'passing', 'closed'].includes(session.state)) return true;
-  if (pending.some(({ injection, token, verifier, replay }) => injection || token || verifier || replay)) return true;
+  const own = pending.map(
+    ({ injection, token, refused, verifier, replay }) => injection || token || refused || verifier || replay,
+  );
+  if (own.some(Boolean)) return true;
   return codec.asking?.rest != null;
 }
 
@@ -1183,6 +1191,29 @@ const STATEFUL: Readonly<Record<string, Make>> = {
     move(rig);
     return rig;
   },
+  'rows that prove commits': (what, cut) => {
+    const rig = new Rig(what, { proof: BY_MARKER }, cut);
+    play(rig, ['begin', 'insert a', 'commit', 'insert b', 'begin', 'insert c', 'select fail', 'commit'].map(Q));
+    // Lost while the row and its commit are on their way, twice: with the same row.
+    play(rig, ['begin', 'insert d'].map(Q));
+    rig.loseBefore = 0;
+    rig.say(Q('commit'));
+    rig.tell('frontend', Q('begin'));
+    rig.settle();
+    rig.tell('frontend', Q('insert e'));
+    rig.settle();
+    rig.tell('frontend', Q('commit'));
+    rig.lose();
+    rig.settle();
+    play(rig, [all(x('insert f'), S), Q('select 1')]);
+    return rig;
+  },
+  'rows that prove commits, refused': (what, cut) => {
+    const rig = new Rig(what, { proof: BY_MARKER }, cut);
+    rig.database.markFault = '42P01';
+    play(rig, ['begin', 'insert a', 'commit', 'insert b', 'select 1'].map(Q));
+    return rig;
+  },
   'a commit in doubt that changed the catalogue': (what, cut) => {
     const rig = parrot(what, cut);
     rig.database.committed.add('9');
@@ -1425,7 +1456,7 @@ describe('every field', () => {
 
   it('of a codec is told, or left out for a reason that its freeze gives', () => {
     const left =
-      'context cache shared guard token mutables synthesize recent coming candidate rider beforeRider deallocations asking env';
+      'context cache shared guard token marker mutables synthesize recent coming candidate rider beforeRider deallocations asking env';
     expect(Object.keys(rig.session.codec).sort()).toEqual([...Object.keys(codec), ...left.split(' ')].sort());
   });
 });

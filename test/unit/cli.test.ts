@@ -81,7 +81,7 @@ describe('outlive', () => {
     expect(VERSION).toMatch(/^\d+\.\d+\.\d+/);
     const help = await outlive(['--help']);
     expect(help.code).toBe(0);
-    for (const command of ['run', 'check', 'demo']) expect(help.out).toContain(`  ${command} `);
+    for (const command of ['run', 'check', 'setup', 'demo']) expect(help.out).toContain(`  ${command} `);
   });
 
   it.each([
@@ -191,6 +191,59 @@ describe('outlive check', () => {
     expect(strict.flat).toContain('strict: a repeated transaction fails when a value that the server made up differs');
     expect(strict.flat).toContain('-> mutables: keep');
     expect(strict.whats).toEqual([expect.stringContaining('(mutables: strict)'), ...kept.whats]);
+  });
+
+  it('says how commits are proved, and what that leaves open', async () => {
+    const check = async (outcome: string) => {
+      const text = CONFIG.replace('./codec.mjs', 'postgres')
+        .replace('auth: trust', `auth: trust\n    outcome: ${outcome}`)
+        .replace('tls: off }', 'tls: off }\n    monitor: { user: m }');
+      const { out } = await outlive(['check', '--json', '-c', configFile(text)]);
+      const { listeners, unprotected } = JSON.parse(out);
+      const flat = (await outlive(['check', '-c', configFile(text)])).out.replace(/[│\s]+/g, ' ');
+      const whats = unprotected
+        .map(({ what }: { what: string }) => what)
+        .filter((what: string) => /outcome/.test(what));
+      return { by: listeners[0].outcome.by, flat, whats: whats.filter((what: string) => !/08007/.test(what)) };
+    };
+    const position = await check('{}');
+    expect(position).toMatchObject({ by: 'position', whats: [] });
+    expect(position.flat).toContain('position: the server is asked what became of a commit');
+    const marker = await check('{ by: marker, autocommit: unknown, retain: 2h }');
+    expect(marker.flat).toContain('leaves a row in outlive.commit_marker, kept for 2h');
+    expect(marker.whats).toEqual([
+      'a statement that commits by itself and whose answer is lost has an unknown outcome (outcome.autocommit: unknown)',
+      'acknowledged commits that a promoted server lacks are not counted (outcome: marker)',
+    ]);
+    expect((await check('{ by: none }')).whats).toEqual([
+      'a commit whose answer is lost has an unknown outcome (outcome: none)',
+    ]);
+  });
+
+  it('sets up what there is to set up, and says what it would run', async () => {
+    const text = CONFIG.replace('./codec.mjs', 'postgres').replace(
+      'tls: off }',
+      'tls: off }\n    monitor: { user: m }',
+    );
+    const marked = text.replace('auth: trust', 'auth: trust\n    outcome: { by: marker, table: own.marks }');
+    const setup = (file: string, ...more: string[]) =>
+      outlive(['setup', '-c', configFile(file), '--listener', 'main', ...more]);
+    expect(await setup(text)).toMatchObject({ code: 1, err: expect.stringContaining('OUTLIVE_SETUP_NOTHING') });
+    expect(await setup(marked, '--remove-older-than', 'long')).toMatchObject({ code: 2 });
+    const young = await setup(marked, '--dry-run', '--remove-older-than', '30m');
+    expect(young).toMatchObject({ code: 1, err: expect.stringContaining('OUTLIVE_SETUP_AGE') });
+    const dry = await setup(marked, '--dry-run', '--database', 'one', '--database', 'two');
+    expect(dry.code).toBe(0);
+    for (const words of [
+      'database one, as m (dry run',
+      'database two',
+      'CREATE TABLE IF NOT EXISTS own.marks',
+      'GRANT SELECT, DELETE ON TABLE own.marks TO "m"',
+      'needs CREATE',
+    ])
+      expect(dry.out).toContain(words);
+    const other = await outlive(['setup', '-c', configFile(marked), '--listener', 'mian']);
+    expect(other.err).toContain('no listener has the name mian; known: main');
   });
 
   it('knows gaps of other kinds', async () => {

@@ -144,6 +144,7 @@ describe('a valid configuration', () => {
           tls: { mode: 'off', cert: null, key: null },
           durability: 'local',
           mutables: 'keep',
+          outcome: { by: null, autocommit: 'guard', table: null, retain: 3_600_000 },
           limits: {
             clients: 1000,
             request: 64 * 1024 ** 2,
@@ -322,6 +323,7 @@ log: &log { level: warn }
     expect(config.listeners[0].limits).toEqual(plain.listeners[0].limits);
     expect(config.listeners[0].mutables).toEqual(plain.listeners[0].mutables);
     expect(config.listeners[0].failover).toEqual(plain.listeners[0].failover);
+    expect(config.listeners[0].outcome).toEqual({ ...plain.listeners[0].outcome, by: 'position' });
     expect(config.listeners[0].target).toEqual(plain.listeners[0].target);
     expect(config.listeners[1].standby).toEqual(plain.listeners[0].standby);
     expect(config.listeners[1].balance).toEqual({ ...plain.listeners[0].balance, on: true });
@@ -343,6 +345,37 @@ log: &log { level: warn }
       expect({ [key]: config.pair![key] }).toEqual({ [key]: paired.pair![key] });
     }
     expect(config.listeners[0].durability).toBe(paired.listeners[0].durability);
+  });
+});
+
+describe('commits proved by rows', () => {
+  const listener = (outcome: string, failover = '{}') =>
+    MINIMAL.replace('    auth: trust\n', `    auth: trust\n    outcome: ${outcome}\n    failover: ${failover}\n`);
+  const monitored = (text: string) => `${text}    monitor: { user: m }\n`;
+
+  it('need a monitor, which looks for them', () => {
+    expect(problemsOf(listener('{ by: marker }')).problems).toEqual([
+      'listeners[0].outcome.by: marker needs a monitor of the cluster, which looks for the rows; add monitor: { user: ... }',
+    ]);
+    expect(parseConfig(monitored(listener('{ by: marker, table: own.table }')), dir, {}).listeners[0].outcome).toEqual({
+      by: 'marker',
+      autocommit: 'guard',
+      table: 'own.table',
+      retain: 3_600_000,
+    });
+  });
+
+  it('have options that others have not, and are kept for longer than sessions look for them', () => {
+    expect(problemsOf(listener('{ table: a.b, retain: 2h }')).problems).toEqual([
+      'listeners[0].outcome.table: is only used with by: marker',
+      'listeners[0].outcome.retain: is only used with by: marker',
+    ]);
+    expect(problemsOf(monitored(listener('{ by: marker, retain: 10m }', '{ wait: 3m }'))).problems).toEqual([
+      'listeners[0].outcome.retain: must be at least four times failover.wait (3m), or rows are gone while sessions look for them',
+    ]);
+    expect(problemsOf(monitored(listener('{ by: marker, retain: 9m }'))).problems).toEqual([
+      'listeners[0].outcome.retain: "9m" is too short; the least is "10m"',
+    ]);
   });
 });
 

@@ -7,6 +7,8 @@ import { CodedError } from '../../core/contract/index.js';
 import { type ConfigInput, normalizeConfig } from '../../core/host/config/index.js';
 import { loadCodec, loadExtensions, loadPlugin, startPlugin } from '../../core/host/registry.js';
 
+type ListenerInput = ConfigInput['listeners'][number];
+
 let dir: string;
 
 function put(path: string, text: string) {
@@ -187,6 +189,32 @@ describe('what a configuration asks for', () => {
       'clusters[0].spares: the codec x cannot log in on its own; leave the spares out',
       'clusters[0].monitor: the codec y cannot ask a server for its role; leave the monitor out',
       'clusters[0].spares: the codec y cannot log in on its own; leave the spares out',
+    ]);
+  });
+});
+
+describe('a proof of commits', () => {
+  const problems = async (codec: string, outcome: ListenerInput['outcome']) => {
+    const config = normalizeConfig({
+      listeners: [{ name: 'main', codec, listen: '127.0.0.1:0', cluster: 'main', auth: 'trust', outcome }],
+      clusters: [{ name: 'main', servers: [{ name: 'a', host: 'db-a', port: 5432 }], monitor: { user: 'm' } }],
+    });
+    const error = await loadExtensions({ ...config, baseDir: dir }).catch((reason: unknown) => reason);
+    const told = (error as { problems?: { path: string; message: string }[] }).problems ?? [];
+    return told.map(({ path, message }) => `${path}: ${message}`).filter((text) => text.includes('outcome'));
+  };
+
+  it('is refused that the codec does not have', async () => {
+    expect(await problems('./codec.mjs', { by: 'position' })).toEqual([
+      'listeners[0].outcome.by: the codec x cannot ask a server for the outcome of a commit; use marker, or none',
+    ]);
+    expect(await problems('./codec.mjs', { by: 'marker' })).toEqual([
+      'listeners[0].outcome.by: the codec x leaves no rows; use position, or none',
+    ]);
+    expect(await problems('./codec.mjs', { by: 'none' })).toEqual([]);
+    expect(await problems('postgres', { by: 'marker', table: 'a.b' })).toEqual([]);
+    expect(await problems('postgres', { by: 'marker', table: 'a; drop table b' })).toEqual([
+      'listeners[0].outcome.table: must be schema.table, both in lower case, such as outlive.commit_marker',
     ]);
   });
 });

@@ -5,7 +5,7 @@ import { Follower } from '../../core/host/pair/follower.js';
 import type { Replica, Subject } from '../../core/host/pair/replica.js';
 import { Shipper } from '../../core/host/pair/shipper.js';
 import { direct, ROLLED_BACK, SCRIPTS } from '../kit/conversations.js';
-import { BYTES, type Cutter, EngineRig, WHOLE } from '../kit/engine.js';
+import { BY_MARKER, BYTES, type Cutter, EngineRig, WHOLE } from '../kit/engine.js';
 import { randomness } from '../kit/random.js';
 import { Died, OPENING, silent, type ToldOptions, ToldRig } from '../kit/told.js';
 
@@ -153,6 +153,12 @@ describe.each(provable)('%s, and the gateway dies', (_, steps) => {
       const rig = told({ reach, cutServer: pieces(below, 30) });
       if (!through(rig, steps, `reaches ${reach} in pieces, ${where}`, () => pieces(below, 20))) break;
     }
+  });
+
+  it('at every record, and its commits are proved by rows', () => {
+    const proof = BY_MARKER;
+    for (let diesAt = 2; through(told({ diesAt, proof }), steps, `dies at ${diesAt}`); diesAt++);
+    for (let reach = 2; through(told({ reach, proof }), steps, `reaches ${reach}`); reach++);
   });
 
   it('while it looks for another server', () => {

@@ -44,7 +44,7 @@ const array = (texts: Iterable<string>, type: string): string =>
  */
 export function* askAll(statements: readonly string[]): Exchange<((string | null)[][] | null)[]> {
   const answers: ((string | null)[][] | null)[] = [];
-  let send: Uint8Array | undefined = Buffer.concat(statements.map(ownStatement));
+  let send: Uint8Array | undefined = Buffer.concat(statements.map((sql) => ownStatement(sql)));
   for (let i = 0; i < statements.length; i++) {
     let rows: (string | null)[][] | null = [];
     for (;;) {

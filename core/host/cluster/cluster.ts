@@ -5,6 +5,8 @@ import {
   type Exchange,
   type Identity,
   type Log,
+  type Mark,
+  type Outcome,
   type OutcomeToken,
   type Secret,
   type ServerFacts,
@@ -63,6 +65,8 @@ interface Node {
   readonly logins: Turns;
   readonly monitor: Monitor | null;
   readonly own: OwnConnections | null;
+  /** The same in other databases than the monitor's own, as they are asked for. */
+  readonly elsewhere: Map<string, OwnConnections>;
   unreachableSince: number | null;
   failures: number;
   refusal: Refusal | null;
@@ -214,6 +218,7 @@ export class Cluster {
       logins,
       monitor,
       own,
+      elsewhere: new Map(),
       unreachableSince: null,
       failures: 0,
       refusal: null,
@@ -247,6 +252,7 @@ export class Cluster {
     for (const node of this.#nodes) {
       node.cancelSilence?.();
       node.own?.stop();
+      for (const own of node.elsewhere.values()) own.stop();
     }
     this.#listeners.clear();
     await Promise.all(this.#nodes.map((node) => node.monitor?.stop()));
@@ -525,7 +531,8 @@ export class Cluster {
     origin: Origin,
     deadline: number,
   ): Promise<'committed' | 'not-committed' | 'unknown'> {
-    if (this.#blind || this.#codec.resolve === undefined) return 'unknown';
+    if (this.#blind || (token.mark === undefined ? this.#codec.resolve : this.#codec.markers) === undefined)
+      return 'unknown';
     const within = this.#limit(deadline);
     try {
       for (let failures = 0; ; failures++) {
@@ -570,6 +577,7 @@ export class Cluster {
   }
 
   async #outcome(token: OutcomeToken, { server, facts, since }: Origin, node: Node, signal: AbortSignal) {
+    if (token.mark !== undefined) return this.#look(token.mark, facts, node, signal);
     const { resolve } = this.#codec;
     const present = node.state.firstFacts!;
     const ask = (origin: ServerFacts) =>
@@ -581,6 +589,44 @@ export class Cluster {
     const unsure = since !== undefined && !isSure(node, facts, since) && node.bornAfter < since;
     if (server !== node.state || !unsure || sameLife(node, { server, facts })) return outcome;
     return (await ask(present)) === outcome ? outcome : 'unknown';
+  }
+
+  /** Looks for the row that a transaction left if it committed. */
+  async #look(mark: Mark, origin: ServerFacts, node: Node, signal: AbortSignal): Promise<Outcome> {
+    const { markers } = this.#codec;
+    const found = await this.#ownIn(node, mark.database).run(
+      () => markers!.find(mark, origin),
+      SHORT_TIMEOUT_MS,
+      signal,
+    );
+    if (found === 'unknown') {
+      const fields = {
+        cluster: this.name,
+        server: node.state.name,
+        code: 'OUTLIVE_MARKS_UNREADABLE',
+        table: mark.table,
+      };
+      this.#log.error(
+        { ...fields, database: mark.database },
+        'the rows that prove commits cannot be read, or prove nothing here',
+      );
+      return 'unknown';
+    }
+    return found === 'present' ? 'committed' : 'not-committed';
+  }
+
+  /** The gateway's own connections to a database of a server. Only where there is a monitor. */
+  #ownIn(node: Node, database: string): OwnConnections {
+    const watch = this.#config.monitor!;
+    if (database === watch.database) return node.own!;
+    let own = node.elsewhere.get(database);
+    if (own === undefined) {
+      const { config: server, logins } = node;
+      const identity = (): Identity => monitorIdentity(watch, database);
+      own = new OwnConnections({ server, codec: this.#codec, outside: this.#outside, identity, logins });
+      node.elsewhere.set(database, own);
+    }
+    return own;
   }
 
   /** Makes sure that the old transaction cannot end differently any more. False when that has not been reached yet. */
@@ -724,8 +770,8 @@ export class Cluster {
 
   /** A commit was acknowledged to a client: its token, `origin` of its connection. Cheap; called for every commit. */
   acknowledged(origin: ServerFacts, token: OutcomeToken): void {
-    // Histories beside each other have no common end to compare with.
-    if (this.#several) return;
+    // Histories beside each other have no common end to compare with, and a row has no place in a history.
+    if (this.#several || token.mark !== undefined) return;
     const what = this.#commits.note(origin, token);
     if (what === 'noted' || this.#lost === null) return;
     const { position } = token;

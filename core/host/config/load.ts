@@ -7,6 +7,7 @@ import { ADDRESS_BALANCE, SESSION_BALANCE } from '../../cluster/balance.js';
 import { ConfigError, closest, type Path, type Problem, writePath } from './problems.js';
 import { type ConfigInput, type ConfigShape, configSchema, SECRET_ISSUE } from './schema.js';
 import type { ActionUse, Config, PairConfig, PromotionConfig } from './types.js';
+import { formatDuration, parseDuration } from './units.js';
 
 /** Environment that `{ env: NAME }` secrets are read from. */
 export type Environment = Readonly<Record<string, string | undefined>>;
@@ -239,7 +240,7 @@ function crossCheck(input: unknown): Finding[] {
       const message = `is missing: auth ${listener.auth} needs to know the users; add credentials: { plugin: credentials-file, path: users.txt }`;
       findings.push({ path: [...path, 'credentials'], message });
     }
-    findings.push(...crossCheckTarget(listener, path, clusters));
+    findings.push(...crossCheckTarget(listener, path, clusters), ...crossCheckOutcome(listener, path, clusters));
     const tls = mapping(listener.tls);
     for (const key of ['cert', 'key']) {
       const other = key === 'cert' ? 'key' : 'cert';
@@ -315,6 +316,29 @@ function crossCheckTarget(listener: Record<string, unknown>, path: Path, cluster
   }
   if (Number(stop) >= Number(start)) {
     wrong(['balance', 'stop'], `must be less than start (${start}), or sessions would go to and fro`);
+  }
+  return findings;
+}
+
+/** What rows that prove commits need of the cluster, and what is of no use without them. */
+function crossCheckOutcome(listener: Record<string, unknown>, path: Path, clusters: readonly unknown[]): Finding[] {
+  const findings: Finding[] = [];
+  const { by, ...others } = mapping(listener.outcome);
+  const wrong = (key: string, message: string) => findings.push({ path: [...path, 'outcome', key], message });
+  const cluster = clusters.map(mapping).find(({ name }) => name === listener.cluster);
+  if (by === 'marker' && cluster !== undefined && cluster.monitor === undefined) {
+    wrong('by', 'marker needs a monitor of the cluster, which looks for the rows; add monitor: { user: ... }');
+  }
+  for (const key of ['table', 'retain']) {
+    if (others[key] !== undefined && by !== 'marker') wrong(key, 'is only used with by: marker');
+  }
+  const retain = parseDuration(String(others.retain ?? '1h')) ?? 0;
+  const wait = parseDuration(String(mapping(listener.failover).wait ?? '30s')) ?? 0;
+  if (by === 'marker' && retain < 4 * wait) {
+    wrong(
+      'retain',
+      `must be at least four times failover.wait (${formatDuration(wait)}), or rows are gone while sessions look for them`,
+    );
   }
   return findings;
 }
@@ -414,6 +438,7 @@ function finish(shape: ConfigShape, file: string | null, baseDir: string): Confi
       // Where all connections use TLS no other gateway can go on with any.
       durability:
         listener.durability ?? (shape.pair === undefined || listener.tls.mode === 'require' ? 'local' : 'pair'),
+      outcome: { ...listener.outcome, by: listener.outcome.by ?? null, table: listener.outcome.table ?? null },
       credentials:
         listener.credentials === undefined ? null : pluginUse(listener.credentials, `listeners[${index}].credentials`),
       tls: { mode: listener.tls.mode, cert: listener.tls.cert ?? null, key: listener.tls.key ?? null },

@@ -358,6 +358,29 @@ export function configSchema(context: SchemaContext) {
       .describe(
         'Values that the server makes up (sequence values, defaults, clocks, random numbers) in a repeated transaction: keep: it carries those that the client has seen; strict: one that differs is a divergence, and the transaction fails.',
       ),
+    outcome: z
+      .strictObject({
+        by: z
+          .enum(['position', 'marker', 'none'])
+          .optional()
+          .describe(
+            'position: the server is asked by the id of the transaction and its place in the log (the default where the codec can); marker: each transaction that writes leaves a row in a table of its own (outlive setup); none: the outcome is unknown.',
+          ),
+        autocommit: z
+          .enum(['guard', 'unknown'])
+          .default('guard')
+          .describe(
+            'A statement that writes outside a transaction: guard: the gateway puts one around it, so that its outcome can be known, for a round trip; unknown: it is sent as it is, and its outcome is unknown when its answer is lost.',
+          ),
+        table: text().optional().describe("The table of marker; the default is the codec's (outlive.commit_marker)."),
+        retain: duration(600_000)
+          .prefault('1h')
+          .describe(
+            'How long a row of marker is kept; the same for all listeners and gateways that share the table. A commit in doubt for half as long is unknown.',
+          ),
+      })
+      .prefault({})
+      .describe('How it is learnt whether a commit took effect whose answer was lost.'),
     limits,
     failover,
   });

@@ -101,8 +101,20 @@ export interface ListenerConfig {
   readonly durability: 'local' | 'pair';
   /** `keep`: a repeated transaction carries the made-up values that the client has seen; `strict`: what differs is a divergence. */
   readonly mutables: 'keep' | 'strict';
+  readonly outcome: OutcomeConfig;
   readonly limits: LimitsConfig;
   readonly failover: FailoverConfig;
+}
+
+/** How commits whose answer was lost are proved. */
+export interface OutcomeConfig {
+  /** Null: the codec's own way. */
+  readonly by: 'position' | 'marker' | 'none' | null;
+  readonly autocommit: 'guard' | 'unknown';
+  /** The table of `marker`; null: the codec's own name. */
+  readonly table: string | null;
+  /** How long a row of it is kept, in ms. */
+  readonly retain: number;
 }
 
 /** One database server. */
