@@ -1,6 +1,6 @@
 import { randomBytes } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { type Call, type Mention, type Opening, RECORD, type Snapshot } from '../cluster/records.js';
+import { type Call, type Mention, type Opening, RECORD, type SessionSnapshot } from '../cluster/records.js';
 import type { Shadow } from '../cluster/shadow.js';
 import {
   type Blocker,
@@ -407,7 +407,7 @@ export class SessionHost implements SessionIo, Relocatable {
     };
   }
 
-  private snapshot(): Omit<Snapshot, 'said' | 'unsaid' | 'promised'> | null {
+  private snapshot(): SessionSnapshot | null {
     const { origin, session } = this;
     const capsule = session!.capsule();
     if (capsule === null) return null;

@@ -5,7 +5,7 @@ import { describeLab, usePairLab } from '../kit/pair-lab.js';
 import { startGateways } from '../kit/takeover.js';
 import { connectClients, expectAlone, expectUnharmed, pressCommits, STANDING, total } from '../kit/takeover-scene.js';
 
-const MOVES = 6;
+const MOVES = Number(process.env.OUTLIVE_TAKEOVER_MOVES ?? 6);
 
 /** K12: what K1 and K3 want, over IPv6. */
 describeLab('over IPv6', () => {
