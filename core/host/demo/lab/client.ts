@@ -177,7 +177,9 @@ class Fellow {
 
   #wait(): void {
     this.#waiting = true;
-    this.#asked = this.#ask('SELECT pg_sleep($1)', [this.#options.sleep ?? 2]).finally(() => (this.#waiting = false));
+    const { wait, sleep = 2 } = this.#options;
+    const asked = wait === undefined ? this.#ask('SELECT pg_sleep($1)', [sleep]) : this.#ask(wait);
+    this.#asked = asked.finally(() => (this.#waiting = false));
     this.#asked.catch(() => {});
   }
 
