@@ -34,7 +34,7 @@ export async function connectClients(place: PairLab, gateways: GatewayPair, coun
     INSERT INTO held VALUES (1)`);
   await pair.primary.query("BEGIN; SELECT FROM held FOR UPDATE; PREPARE TRANSACTION 'held'");
   await watchWriters((sql) => pair.primary.query(sql));
-  const think = { inside: 50, between: 20 };
+  const think = { inside: 50, between: 20, stream: 300 };
   await clients.begin({
     counts,
     address: gateways.address,

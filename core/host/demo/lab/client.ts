@@ -318,7 +318,11 @@ class Fellow {
   }
 
   async #stream(): Promise<void> {
-    while (!this.#stopping) this.#checkResult(await this.#ask(SQL.result, [this.#rows]));
+    while (!this.#stopping) {
+      this.#checkResult(await this.#ask(SQL.result, [this.#rows]));
+      const { stream = 0 } = this.#crew.think;
+      if (stream > 0) await sleep(Math.random() * stream);
+    }
   }
 
   async #echo(): Promise<void> {
@@ -341,7 +345,7 @@ class Crew {
   readonly wrongReads: WrongRead[] = [];
   readonly connection: ClientConfig;
   /** What {@link pace} changes: all look at it anew each time. */
-  readonly think: { inside: number; between: number };
+  readonly think: { inside: number; between: number; stream?: number };
   readonly #options: ClientOptions;
   readonly #fellows: Fellow[];
   readonly #workload: Workload | null;

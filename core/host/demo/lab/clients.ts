@@ -38,8 +38,11 @@ export interface ClientOptions {
   readonly echo?: { readonly least: number; readonly most: number };
   /** What `transfer` clients do. Default: everything but `batch`. */
   readonly kinds?: Readonly<Partial<Record<Kind, number>>>;
-  /** Longest think time of `transfer` clients inside of a transaction and between two, and of `echo` clients between two, in ms. Default 100 and 50. */
-  readonly think?: { readonly inside: number; readonly between: number };
+  /**
+   * Longest think time of `transfer` clients inside of a transaction and between two, and of `echo` clients between two, in ms; default 100 and 50.
+   * And of `stream` clients between two results; default none, which keeps most of a processor busy for each.
+   */
+  readonly think?: { readonly inside: number; readonly between: number; readonly stream?: number };
   /** A request of a `transfer` client that is not answered for so long is an error, in ms. Default 45,000. */
   readonly patience?: number;
   /** Settings of the connection, such as `{ ssl: ... }`, for the `pg` driver. */
