@@ -11,6 +11,8 @@ const IDLE: View = {
   open: false,
   depth: 0,
   implicit: false,
+  aborting: false,
+  idle: false,
   savepoints: new Set(['here']),
   prepared: () => undefined,
 };
