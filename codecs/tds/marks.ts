@@ -20,9 +20,9 @@ import {
   ProtocolViolation,
   type ServerFacts,
 } from '../../core/contract/index.js';
-import { askBatch, textOf, type Value } from './ask.js';
+import { askBatch, textOf } from './ask.js';
 import { RpcInjection } from './inject.js';
-import { OWN } from './probe.js';
+import { type History, OWN } from './probe.js';
 import { binaryParameter, bitParameter } from './rpc.js';
 import type { Dialect } from './version.js';
 
@@ -116,22 +116,21 @@ function* find({ id, table }: Mark, origin: ServerFacts): Exchange<'present' | '
 
 /**
  * Is what this database says proof although it is not the one whose history `origin` tells? Where it moves with that (one availability group), or
- * where neither has moved.
+ * where this is the very server that the transaction ran on.
  */
 function* movesWith({ system, history }: ServerFacts): Exchange<boolean> {
   const { rows, errors } = yield* askBatch(
-    `SELECT CAST(r.recovery_fork_guid AS nvarchar(36)),
-  CAST((SELECT COUNT(*) FROM sys.dm_hadr_database_replica_states AS a JOIN sys.dm_hadr_database_replica_states AS b
-    ON b.group_id = a.group_id WHERE a.is_local = 1 AND a.database_id = DB_ID() AND b.is_local = 1 AND b.database_id = r.database_id) AS int)
-FROM sys.database_recovery_status AS r WHERE CAST(r.family_guid AS nvarchar(36)) = '${system}'`,
+    `SELECT CAST(SERVERPROPERTY('ServerName') AS nvarchar(128)),
+  CAST((SELECT COUNT(*) FROM sys.dm_hadr_database_replica_states AS a
+    JOIN sys.dm_hadr_database_replica_states AS b ON b.group_id = a.group_id
+    JOIN sys.database_recovery_status AS r ON r.database_id = b.database_id
+    WHERE a.is_local = 1 AND a.database_id = DB_ID() AND b.is_local = 1 AND CAST(r.family_guid AS nvarchar(36)) = '${system}') AS int)`,
     OWN,
   );
-  if (errors.length > 0) return false;
-  const { fork } = history as { fork: string | null };
-  return rows.some((row: readonly Value[]) => {
-    const [present, together] = row.map(textOf);
-    return together !== '0' || (present !== null && present === fork);
-  });
+  const [row] = rows;
+  if (errors.length > 0 || row === undefined) return false;
+  const [server, together] = row.map(textOf);
+  return together !== '0' || (server !== null && server === (history as History).server);
 }
 
 function setup(table: string, reader: string): string[] {

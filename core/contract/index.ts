@@ -245,7 +245,7 @@ export interface ServerFacts {
   readonly system: string;
   /** Grows with every promotion. */
   readonly timeline: number;
-  /** Changes with every start of the server process. */
+  /** Changes with every start of the server process, and, where {@link timeline} does not grow, with every promotion. */
   readonly instance: string;
   /** Position in the log, comparable within a history; -1n when unknown. */
   readonly position: bigint;
