@@ -138,7 +138,6 @@ function setup(table: string, reader: string): string[] {
   const put = putterOf(table);
   const text = (words: string) => `N'${words.replaceAll("'", "''")}'`;
   const make = `CREATE OR ALTER PROCEDURE ${put} @id binary(16), @identity bit AS
-SET NOCOUNT ON;
 IF @@TRANCOUNT <> 1 RETURN ${NOTHING};
 DECLARE @before bigint = TRY_CAST(@@IDENTITY AS bigint);
 INSERT INTO ${table} (id) VALUES (@id);

@@ -58,7 +58,9 @@ export interface View {
   readonly depth: number | null;
   /** SET IMPLICIT_TRANSACTIONS ON. */
   readonly implicit: boolean;
-  /** SET XACT_ABORT ON: what fails ends the transaction. */
+  /** Whether it is ON cannot be told. */
+  readonly unsure: boolean;
+  /** SET XACT_ABORT ON, as far as can be told: what fails ends the transaction. */
   readonly aborting: boolean;
   /** Nothing is run of what is told. */
   readonly idle: boolean;
@@ -225,8 +227,9 @@ function text(request: TdsRequest, facts: BatchFacts, view: View): void {
  * Does it do the same in a transaction of the gateway's own, committed whatever fails in it? With XACT_ABORT ON a failure takes all with it, and so
  * more than one change does not.
  */
-function guardable({ changes, solitary, settings, database, unknown }: BatchFacts, { aborting }: View): boolean {
-  if (solitary || database !== null || unknown.length > 0 || (aborting && changes > 1)) return false;
+function guardable(facts: BatchFacts, { aborting, unsure }: View): boolean {
+  const { changes, solitary, settings, database, unknown } = facts;
+  if (solitary || unsure || database !== null || unknown.length > 0 || (aborting && changes > 1)) return false;
   return settings.every(({ option }) => option === 'NOCOUNT');
 }
 

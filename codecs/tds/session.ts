@@ -81,6 +81,8 @@ import { attentionDone, done, endChange, error, info, mappedChange } from './wri
 const EMPTY = new Uint8Array(0);
 /** So many statements are prepared again at a time. */
 const PREPARES = 32;
+/** With one of these a statement begins a transaction by itself. */
+const IMPLICIT = ['IMPLICIT_TRANSACTIONS', 'ANSI_DEFAULTS'];
 /** With one of these a session runs nothing of what it is told. */
 const IDLE = ['NOEXEC', 'PARSEONLY', 'FMTONLY', 'SHOWPLAN_ALL', 'SHOWPLAN_TEXT', 'SHOWPLAN_XML'];
 /** Kinds of statements in DONE, for what the gateway answers itself. */
@@ -301,8 +303,9 @@ export class TdsSession implements SessionCodec {
       dialect: this.speech.dialect,
       open: this.open,
       depth: this.depth,
-      implicit: this.state.isOn('IMPLICIT_TRANSACTIONS') || this.state.isOn('ANSI_DEFAULTS'),
-      aborting: this.state.isOn('XACT_ABORT'),
+      implicit: IMPLICIT.some((option) => this.state.isOn(option)),
+      unsure: IMPLICIT.some((option) => this.state.unsureOf(option)),
+      aborting: this.state.isOn('XACT_ABORT') || this.state.unsureOf('XACT_ABORT'),
       idle: IDLE.some((option) => this.state.isOn(option)),
       savepoints: this.savepoints,
       prepared: (handle) => this.handles.get(handle)?.prepared ?? undefined,

@@ -1,8 +1,9 @@
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
+import { main } from '../../core/host/cli.js';
 import { tempDir } from '../kit/servers.js';
-import { TdsClient, TYPES } from '../kit/tds.js';
+import { refusal, TdsClient, TYPES } from '../kit/tds.js';
 import { setUpMarks, type TdsStage, useTdsStage } from '../kit/tds-stage.js';
 import type { Gate, TdsEvent } from '../servers/tds/server.js';
 
@@ -133,26 +134,29 @@ describe.each([
     ];
     const next = stage.standby;
     const repeats = (event: TdsEvent) =>
-      event.kind === 'request' && String(event.text).includes('INSERT INTO t VALUES (@id');
-    for (const dies of [looksFor, repeats]) {
-      let once = false;
-      const stop = next.onEvent((event) => {
-        if (once || !dies(event)) return;
-        once = true;
-        stop();
-        // The one that is about to answer is gone, and the PostgreSQL behind all of them.
-        next.drop(Number(event.spid));
-      });
-    }
-    const asked = next.waitFor(looksFor);
+      event.kind === 'request' && String(event.first).includes('INSERT INTO t VALUES (@id');
+    // Whoever is about to answer is gone, ...
+    const gone = [looksFor, repeats].map(
+      (dies) =>
+        new Promise<void>((done) => {
+          const stop = next.onEvent((event) => {
+            if (!dies(event)) return;
+            stop();
+            next.drop(Number(event.spid));
+            done();
+          });
+        }),
+    );
     await stage.kill();
     committed.release();
     lost.release();
-    await asked;
+    // ... and then the PostgreSQL behind all of them.
+    await gone[0];
     await stage.pair.primary.kill();
     await stage.pair.primary.start();
     await committed.settled();
     await lost.settled();
+    await gone[1];
   });
 
   it('is asked for when a primary that stands still is fenced', async () => {
@@ -169,5 +173,126 @@ describe.each([
     await settled();
     stop();
     expect(order).toEqual(['fenced before: true']);
+  });
+
+  it('is not noticed by a client whose server lives', async () => {
+    const clients = [await stage.connect(), await stage.direct()];
+    const before = await marks();
+    const steps: ((client: TdsClient) => Promise<unknown>)[] = [
+      ...[
+        'INSERT INTO n (v) VALUES (1)',
+        'SELECT @@TRANCOUNT AS t, XACT_STATE() AS x, CASE WHEN @@IDENTITY = MAX(id) THEN 1 ELSE 0 END AS i FROM n',
+        'INSERT INTO n (v) VALUES (2); SELECT @@ROWCOUNT AS r, CASE WHEN SCOPE_IDENTITY() = MAX(id) THEN 1 ELSE 0 END AS i FROM n',
+        'SET NOCOUNT ON; UPDATE n SET v = 3; SELECT @@ROWCOUNT AS r; SET NOCOUNT OFF',
+        // What fails takes nothing with it that stands beside it.
+        "INSERT INTO n (v) VALUES (4); INSERT INTO n (id, v) VALUES (1, 1), (1, 1); INSERT INTO n (v) VALUES (5); RAISERROR('no', 16, 1)",
+        'SELECT v FROM n WHERE v > 3 ORDER BY v',
+        "SET XACT_ABORT ON; BEGIN TRAN; INSERT INTO n (v) VALUES (6); SELECT CAST('x' AS int)",
+        'SELECT @@TRANCOUNT AS t; SELECT COUNT(*) AS n FROM n WHERE v = 6',
+        'INSERT INTO n (v) VALUES (7); INSERT INTO n (id, v) VALUES (1, 1), (1, 1); INSERT INTO n (v) VALUES (8)',
+        'SELECT v FROM n WHERE v > 6; SET XACT_ABORT OFF',
+        'BEGIN TRAN; INSERT INTO n (v) VALUES (9)',
+        'BEGIN TRAN; COMMIT; SELECT @@TRANCOUNT AS t',
+        'COMMIT TRANSACTION',
+        'SELECT @@ROWCOUNT AS r, @@ERROR AS e, @@TRANCOUNT AS t',
+        'COMMIT',
+        'USE other; SELECT DB_NAME() AS d',
+        'INSERT INTO app.dbo.n (v) VALUES (10); SELECT DB_NAME() AS d',
+        'DELETE FROM app.dbo.n; SELECT DB_NAME() AS d; USE app',
+      ].map((sql) => (client: TdsClient) => client.batch(sql)),
+      (client) => client.begin(),
+      (client) => client.sql('INSERT INTO n (v) VALUES (11)'),
+      (client) => client.commit(),
+      (client) => client.sql('DELETE FROM n'),
+    ];
+    const told = async (client: TdsClient) => {
+      const answers: unknown[] = [];
+      for (const step of steps) {
+        answers.push(
+          await step(client).then(
+            (answer) => answer ?? null,
+            ({ message, number, state, answer }) => ({ message, number, state, answer }),
+          ),
+        );
+      }
+      return JSON.parse(JSON.stringify(answers).replaceAll(/Process ID \d+/g, 'Process ID'));
+    };
+    const direct = await told(clients[1]);
+    expect(await marks()).toBe(before);
+    expect(await told(clients[0])).toEqual(direct);
+    expect(await marks()).toBe(before + 8);
+  });
+
+  it('is refused where the table is not set up, and nothing is committed', async () => {
+    const client = await stage.connect();
+    const direct = await stage.direct();
+    await direct.batch('DROP PROCEDURE dbo.outlive_commit_marker_put');
+    const own = ++id;
+    const missing = { number: 50055, message: expect.stringContaining('[OUTLIVE_MARK_REFUSED]') };
+    for (const abort of ['OFF', 'ON']) {
+      await client.batch(`SET XACT_ABORT ${abort}`);
+      await client.begin();
+      await client.sql(`INSERT INTO t VALUES (${own}, 'x')`);
+      expect(await refusal(client.commit())).toMatchObject(missing);
+      expect(client.descriptor).toBe('0000000000000000');
+      expect(await refusal(client.batch(`INSERT INTO t VALUES (${own}, 'x')`))).toMatchObject(missing);
+      expect((await client.batch('SELECT @@TRANCOUNT AS n')).rows).toEqual([{ n: 0 }]);
+    }
+    expect(await there(own)).toEqual([]);
+    await setUpMarks(stage);
+    await client.batch(`INSERT INTO t VALUES (${own}, 'x')`);
+    expect(await there(own)).toEqual(['x']);
+  });
+
+  it.runIf(textTransactions)('is set up and looked after by outlive setup', async () => {
+    const direct = await stage.direct();
+    const [app, other] = [await stage.connect(), await stage.connect({ database: 'other' })];
+    await direct.batch('CREATE TABLE other.dbo.t (id int)');
+    expect(await refusal(other.batch('INSERT INTO t VALUES (1)'))).toMatchObject({ number: 50055 });
+    const directory = tempDir();
+    const file = join(directory, 'outlive.yaml');
+    writeFileSync(join(directory, 'monitor'), 'Outlive.1', { mode: 0o600 });
+    const servers = [stage.primary, stage.standby].map(
+      ({ name, port }) => `{ name: ${name}, host: 127.0.0.1, port: ${port}, tls: off }`,
+    );
+    writeFileSync(
+      file,
+      `listeners: [{ name: main, codec: tds, listen: '127.0.0.1:0', cluster: c, auth: trust, outcome: { by: marker } }]
+clusters: [{ name: c, servers: [${servers.join(', ')}], monitor: { user: sa, database: app, password: { file: monitor } } }]`,
+    );
+    const outlive = async (...argv: string[]) => {
+      let text = '';
+      const out = (more: string) => {
+        text += more;
+      };
+      const stopped = () => new Promise<string>(() => {});
+      const io = { out, err: out, env: {}, columns: 200, stopped, self: [], end: () => {} };
+      const code = await main([argv[0], '--config', file, ...argv.slice(1)], io, {} as never);
+      return { code, text };
+    };
+    const check = async () => (await outlive('check', '--online', '--database', 'other')).text;
+    expect(await check()).toContain('the table dbo.outlive_commit_marker is missing');
+    const setup = ['setup', '--listener', 'main', '--database', 'other'];
+    expect(await outlive(...setup, '--dry-run')).toMatchObject({
+      code: 0,
+      text: expect.stringContaining('CREATE OR ALTER PROCEDURE dbo.outlive_commit_marker_put'),
+    });
+    expect(await check()).toContain('is missing');
+    for (let twice = 0; twice < 2; twice++) expect(await outlive(...setup)).toMatchObject({ code: 0 });
+    expect(await check()).not.toContain('is missing');
+    await other.batch('INSERT INTO t VALUES (1)');
+    // Into the database that it logged in to, wherever it works.
+    await app.batch('USE other');
+    const before = await marks();
+    await app.batch('INSERT INTO t VALUES (2)');
+    expect(await marks()).toBe(before + 1);
+    const left = async () => (await direct.batch('SELECT COUNT(*) AS n FROM other.dbo.outlive_commit_marker')).rows;
+    expect(await left()).toEqual([{ n: 1 }]);
+    await direct.batch(
+      'INSERT INTO other.dbo.outlive_commit_marker (id, created) VALUES (0x01, DATEADD(hour, -3, SYSUTCDATETIME()))',
+    );
+    const old = await outlive(...setup, '--remove-older-than', '2h');
+    expect(old).toMatchObject({ code: 0, text: expect.stringContaining('1 rows older than 2h removed') });
+    expect(await left()).toEqual([{ n: 1 }]);
   });
 });
