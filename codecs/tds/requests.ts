@@ -41,7 +41,7 @@ import {
   wellKnown,
 } from './rpc.js';
 import { type BatchFacts, onlyTells, readBatch } from './sql.js';
-import type { Dialect } from './version.js';
+import { type Dialect, TDS_7_3 } from './version.js';
 
 /** A statement that was prepared: its parameters' declaration and its text. */
 export interface Prepared {
@@ -158,8 +158,8 @@ export function understand(bytes: Uint8Array, start: number, end: number, view: 
   }
   if (reset !== 0) {
     request.reset = true;
-    // A transaction around it would be rolled back.
-    request.guardable = false;
+    // A transaction around it would be rolled back where there is no other word for it.
+    if (view.dialect < TDS_7_3) request.guardable = false;
     // An open transaction is rolled back by it, unless it says otherwise.
     if (view.open && reset === RESETCONNECTION) unclear(request, true);
   }

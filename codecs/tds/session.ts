@@ -69,7 +69,7 @@ import type { Startup } from './greet.js';
 import { BatchInjection } from './inject.js';
 import type { LoginFacts } from './login.js';
 import { PutMark } from './marks.js';
-import { ATTENTION, IGNORE, packets, TABULAR_RESULT } from './packet.js';
+import { ATTENTION, IGNORE, packets, RESETCONNECTION, RESETCONNECTIONSKIPTRAN, TABULAR_RESULT } from './packet.js';
 import { allHeaders, hasHeaders, readAllHeaders, rewriteDescriptor } from './request.js';
 import { type Prepared, type TdsRequest, understand, type View } from './requests.js';
 import { integerParameter, SP_PREPARE, textParameter, writeRpc } from './rpc.js';
@@ -123,9 +123,8 @@ export class TdsSession implements SessionCodec {
   readonly marker: Marker = {
     binding: false,
     insert: (mark) => {
-      // What a client asks for behind a commit of its own is not the identity that it got before.
-      const identity = this.guarded && this.inserts;
-      return new PutMark(mark, identity, this.dialect, () => this.over(ENV_ROLLBACK));
+      // Behind a statement by itself clients ask for @@IDENTITY; behind a COMMIT hardly one does, and to keep it costs a temporary table.
+      return new PutMark(mark, this.guarded, this.dialect, () => this.over(ENV_ROLLBACK));
     },
   };
 
@@ -159,10 +158,8 @@ export class TdsSession implements SessionCodec {
   private depth: number | null = 0;
   private readonly savepoints = new Set<string>();
 
-  /** A transaction of the gateway's own is around the client's request ... */
+  /** A transaction of the gateway's own is around the client's request. */
   private guarded = false;
-  /** ... which inserts rows. */
-  private inserts = false;
 
   private readonly handles = new Map<number, Handle>();
   /** How to undo what the open unit did to `handles`. */
@@ -225,7 +222,9 @@ export class TdsSession implements SessionCodec {
         if (server !== undefined)
           Buffer.from(payload.buffer, payload.byteOffset).writeInt32LE(server, uses.at - FRAME_HEADER);
       }
-      out.push(packets(kind, payload, this.speech.packetSize, flags));
+      // A reset leaves the gateway's own transaction alone.
+      const keeps = request !== null && this.guarded && (flags & RESETCONNECTION) !== 0;
+      out.push(packets(kind, payload, this.speech.packetSize, keeps ? RESETCONNECTIONSKIPTRAN : flags));
     }
     return out.length === 1 ? out[0] : Buffer.concat(out);
   }
@@ -314,7 +313,6 @@ export class TdsSession implements SessionCodec {
 
   sent(request: Request): void {
     this.sending = request as TdsRequest;
-    this.inserts = this.sending.facts?.inserts ?? true;
   }
 
   /** A batch of the gateway's own. */
@@ -716,7 +714,6 @@ export class TdsSession implements SessionCodec {
       textOpen: this.textOpen,
       began: this.began,
       guarded: this.guarded,
-      inserts: this.inserts,
       open: this.open,
       depth: this.depth,
       savepoints: this.savepoints,
@@ -760,7 +757,6 @@ export interface FrozenSession {
   readonly textOpen: boolean;
   readonly began: boolean;
   readonly guarded: boolean;
-  readonly inserts: boolean;
   readonly open: boolean;
   readonly depth: number | null;
   readonly savepoints: Set<string>;

@@ -40,8 +40,6 @@ export interface BatchFacts {
   readonly bulk: boolean;
   /** Statements that change something durable. */
   readonly changes: number;
-  /** One of them inserts rows. */
-  readonly inserts: boolean;
   /** In a transaction of somebody else's it may do other than by itself: it asks for the transaction, cannot run in one, or catches errors. */
   readonly solitary: boolean;
 }
@@ -270,7 +268,6 @@ class BatchReader {
   private readonly dropped: string[] = [];
   private bulk = false;
   private changes = 0;
-  private inserts = false;
   private solitary = false;
   /** Verb of the statement that is being read. */
   private verb = '';
@@ -297,7 +294,7 @@ class BatchReader {
     }
     const { label, statements, writes, opaque, control, touchesTables, conditional } = this;
     const { settings, unknown, database, made, dropped, bulk } = this;
-    const { changes, inserts, solitary } = this;
+    const { changes, solitary } = this;
     const facts = {
       label,
       statements,
@@ -307,7 +304,6 @@ class BatchReader {
       touchesTables,
       conditional,
       changes,
-      inserts,
       solitary,
     };
     return { ...facts, settings, unknown, database, made, dropped, bulk };
@@ -356,7 +352,6 @@ class BatchReader {
           if (this.textAt(at + 1).startsWith('#')) this.made.push(this.textAt(at + 1).toLowerCase());
           else {
             this.writes = true;
-            this.inserts = true;
             this.changes++;
           }
         }
@@ -431,7 +426,6 @@ class BatchReader {
     }
     this.writes = true;
     this.changes++;
-    if (text === 'INSERT' || text === 'MERGE') this.inserts = true;
     // What a loop does, it does often.
     if (this.tokens.some(({ kind, text: word }) => kind === 'word' && (word === 'WHILE' || word === 'GOTO')))
       this.changes++;

@@ -203,6 +203,7 @@ describe.each([
       (client) => client.begin(),
       (client) => client.sql('INSERT INTO n (v) VALUES (11)'),
       (client) => client.commit(),
+      (client) => client.reset(),
       (client) => client.sql('DELETE FROM n'),
     ];
     const told = async (client: TdsClient) => {

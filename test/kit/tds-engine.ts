@@ -6,6 +6,7 @@ import {
   MessageCollector,
   PacketReader,
   packets,
+  RESETCONNECTION,
   RPC,
   SQL_BATCH,
   TABULAR_RESULT,
@@ -107,7 +108,14 @@ export class MadeUpTdsServer {
     return out;
   }
 
-  private answer({ type, bytes, start, end }: Message): Uint8Array[] | null {
+  private answer({ type, status, bytes, start, end }: Message): Uint8Array[] | null {
+    // The answer tells of it first, as this one does; of the session nothing else is reset.
+    const reset = (status & RESETCONNECTION) !== 0 && this.count > 0 ? this.abort() : [];
+    const answer = this.answered({ type, status, bytes, start, end } as Message);
+    return answer === null ? null : [...reset, ...answer];
+  }
+
+  private answered({ type, bytes, start, end }: Message): Uint8Array[] | null {
     if (type === ATTENTION) {
       return [attentionDone(TDS_7_4)];
     }

@@ -217,11 +217,21 @@ it('is unknown for what cannot be guarded', () => {
     expect(errorsIn(client.step(text)[0]), why).toEqual([50_087]);
     expect(engine.database.marks.size).toBe(0);
   }
-  const engine = make();
-  const client = new TdsScriptClient(engine);
-  engine.loseAt = 1;
-  const reset = client.say(SQL_BATCH, writeSqlBatch(0n, 'insert a'), WHOLE, RESETCONNECTION);
-  expect(errorsIn(reset[0])).toEqual([50_087]);
+});
+
+it('is left around a request that resets its session', () => {
+  for (const what of ['loseAt', 'loseBefore'] as const) {
+    for (let at = 0; ; at++) {
+      const engine = make();
+      const client = new TdsScriptClient(engine);
+      engine[what] = at;
+      const [answer] = client.say(SQL_BATCH, writeSqlBatch(0n, 'insert a'), WHOLE, RESETCONNECTION);
+      expect(answer.toString('hex', 0, 1), `${what} ${at}`).toBe('fd');
+      expect(engine.database.applied, `${what} ${at}`).toEqual(['a']);
+      expect(engine.database.marks.size).toBe(1);
+      if (engine.losses === 0) break;
+    }
+  }
 });
 
 it('leaves statements alone that commit by themselves where their outcome may stay unknown', () => {
