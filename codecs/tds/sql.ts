@@ -38,6 +38,10 @@ export interface BatchFacts {
   readonly dropped: readonly string[];
   /** It announces a bulk load. */
   readonly bulk: boolean;
+  /** Statements that change something durable. */
+  readonly changes: number;
+  /** In a transaction of somebody else's it may do other than by itself: it asks for the transaction, cannot run in one, or catches errors. */
+  readonly solitary: boolean;
 }
 
 /** BEGIN, COMMIT, ROLLBACK or SAVE; the name behind it, empty without one or when a variable holds it. */
@@ -201,6 +205,8 @@ const HARMLESS = new Set([
 const STARTS = new Set([...WRITES, ...OPAQUE, ...HARMLESS]);
 /** What makes statements run once, never or often. */
 const CONDITIONS = new Set(['IF', 'WHILE', 'GOTO', 'RETURN', 'TRY', 'THROW']);
+/** What asks for the transaction, catches an error (which leaves a transaction that can only be rolled back), or waits with all locks. */
+const SOLITARY = new Set(['XACT_STATE', 'CURRENT_TRANSACTION_ID', 'DM_TRAN_CURRENT_TRANSACTION', 'TRY', 'WAITFOR']);
 /** Objects that cannot be made, changed or dropped inside a transaction, or whose body is not run here. */
 const OUTSIDE = new Set(['DATABASE', 'FULLTEXT', 'AVAILABILITY', 'SERVER', 'ENDPOINT', 'LOGIN']);
 const BODIES = new Set(['PROCEDURE', 'PROC', 'FUNCTION', 'TRIGGER', 'VIEW']);
@@ -261,6 +267,8 @@ class BatchReader {
   private readonly made: string[] = [];
   private readonly dropped: string[] = [];
   private bulk = false;
+  private changes = 0;
+  private solitary = false;
   /** Verb of the statement that is being read. */
   private verb = '';
   /** UPDATE came, and its SET did not. */
@@ -279,10 +287,25 @@ class BatchReader {
       this.begin('EXEC');
       this.call(tokens.indexOf(first));
     }
-    for (let at = 0; at < tokens.length; at++) if (tokens[at].kind === 'word') at = this.word(at);
+    for (let at = 0; at < tokens.length; at++) {
+      const { kind, text } = tokens[at];
+      if (kind === 'word') at = this.word(at);
+      else if (kind === 'variable' && text.toUpperCase() === '@@TRANCOUNT') this.solitary = true;
+    }
     const { label, statements, writes, opaque, control, touchesTables, conditional } = this;
     const { settings, unknown, database, made, dropped, bulk } = this;
-    const facts = { label, statements, writes, opaque, control, touchesTables, conditional };
+    const { changes, solitary } = this;
+    const facts = {
+      label,
+      statements,
+      writes,
+      opaque,
+      control,
+      touchesTables,
+      conditional,
+      changes,
+      solitary,
+    };
     return { ...facts, settings, unknown, database, made, dropped, bulk };
   }
 
@@ -309,6 +332,7 @@ class BatchReader {
     // A member of something: a column may have any name there.
     if (this.textAt(at - 1) === '.') return at;
     if (CONDITIONS.has(text)) this.conditional = true;
+    if (SOLITARY.has(text)) this.solitary = true;
     if (text.startsWith('#') && (this.verb === 'CREATE' || this.verb === 'DROP')) {
       (this.verb === 'CREATE' ? this.made : this.dropped).push(text.toLowerCase());
     }
@@ -326,11 +350,17 @@ class BatchReader {
       case 'INTO':
         if (this.verb === 'SELECT' && depth === 0) {
           if (this.textAt(at + 1).startsWith('#')) this.made.push(this.textAt(at + 1).toLowerCase());
-          else this.writes = true;
+          else {
+            this.writes = true;
+            this.changes++;
+          }
         }
         return at;
       case 'VALUE':
-        if (this.isWord(at - 1, 'NEXT') && this.isWord(at + 1, 'FOR')) this.writes = true;
+        if (this.isWord(at - 1, 'NEXT') && this.isWord(at + 1, 'FOR')) {
+          this.writes = true;
+          this.changes++;
+        }
         return at;
       case 'BULK':
         if (this.isWord(at - 1, 'INSERT')) this.bulk = true;
@@ -395,6 +425,12 @@ class BatchReader {
       if (temporary) return;
     }
     this.writes = true;
+    this.changes++;
+    // What a loop does, it does often.
+    if (this.tokens.some(({ kind, text: word }) => kind === 'word' && (word === 'WHILE' || word === 'GOTO')))
+      this.changes++;
+    // It commits by itself.
+    if (text === 'UPDATE' && this.isWord(at + 1, 'STATISTICS')) this.solitary = true;
   }
 
   private opaqueVerb(at: number): number {
