@@ -162,6 +162,8 @@ export class Session {
   #contextInfo: Value = null;
   #rowCount = 0;
   #error = 0;
+  /** How many there were. */
+  #errors = 0;
   #nextHandle = 1;
   #nested = 0;
   /** Above 0 inside of TRY. */
@@ -346,6 +348,7 @@ export class Session {
       if (error instanceof TdsError) {
         if (this.#tries > 0) throw error;
         this.#error = error.number;
+        this.#errors++;
         error.procedure ||= frame.procedure;
         this.reply.error(error);
         this.reply.done('', null, DONE.error);
@@ -393,6 +396,7 @@ export class Session {
       if (error.line === 1) error.line = statement.line;
       error.procedure ||= frame.procedure;
       this.#error = error.number;
+      this.#errors++;
       this.#rowCount = 0;
       const inTransaction = this.trancount > 0;
       const abort =
@@ -1187,9 +1191,9 @@ export class Session {
     if (own !== undefined) {
       const values = given.map(({ value }) => value);
       const types = given.map(({ type }) => type);
-      const before = this.#error;
+      const before = this.#errors;
       const status = await this.#inside(() => own(this, given, values, types));
-      return { status, failed: this.#error !== before && this.#error !== 0, values, types };
+      return { status, failed: this.#errors > before && this.#error !== 0, values, types };
     }
     let text: Value = null;
     await this.#pg(
