@@ -11,6 +11,7 @@ import {
   INSPECT,
   type Injection,
   type LoginResult,
+  ProtocolViolation,
   RELAY,
   type Request,
   type SessionCodec,
@@ -385,8 +386,9 @@ export class TdsSession implements SessionCodec {
     const question = new BatchInjection('SELECT @@TRANCOUNT', dialect);
     return Object.assign(question, {
       done: (): void => {
-        const [[value]] = question.told().rows as [[Value]];
-        const count = Number(textOf(value));
+        const value: Value | undefined = question.told().rows[0]?.[0];
+        const count = value === undefined ? Number.NaN : Number(textOf(value) ?? Number.NaN);
+        if (!Number.isInteger(count)) throw new ProtocolViolation('the number of transactions is not told', 'server');
         const before = this.status;
         this.failed = failed;
         this.began = began || (before === 'idle' && count > 0);
