@@ -139,6 +139,8 @@ export class Session {
   reply!: Reply;
   bulk: { table: string; columns: readonly string[] } | null = null;
   readonly handles = new Map<number, { parameters: readonly Declared[]; batch: readonly Statement[] }>();
+  /** Statements that cursors are opened over. */
+  readonly cursorStatements = new Map<number, { readonly declaration: string; readonly text: string }>();
   /** Server cursors, with all of their rows. */
   readonly cursors = new Map<number, { columns: readonly Column[]; rows: readonly (readonly Value[])[]; at: number }>();
   readonly context = new Map<string, Typed>();
@@ -209,6 +211,7 @@ export class Session {
     this.#contextInfo = null;
     this.context.clear();
     this.handles.clear();
+    this.cursorStatements.clear();
     this.cursors.clear();
     this.bulk = null;
   }
@@ -269,7 +272,8 @@ export class Session {
   /** Whether a new session could take this one's place. */
   get recoverable(): boolean {
     return (
-      this.trancount === 0 && [this.temporary, this.handles, this.cursors, this.context].every(({ size }) => size === 0)
+      this.trancount === 0 &&
+      [this.temporary, this.handles, this.cursorStatements, this.cursors, this.context].every(({ size }) => size === 0)
     );
   }
 
@@ -1048,6 +1052,15 @@ export class Session {
     } catch (error) {
       if (!(error instanceof TdsError)) throw error;
     }
+  }
+
+  /** Keeps a statement for cursors. Throws 102 and alike for a text that cannot be read. */
+  prepareCursor(statement: { readonly declaration: string; readonly text: string }): number {
+    readParameters(tokens(statement.declaration));
+    parse(tokens(statement.text));
+    const handle = this.#nextHandle++;
+    this.cursorStatements.set(handle, statement);
+    return handle;
   }
 
   /** Opens a cursor over a SELECT. Gives its handle. */
