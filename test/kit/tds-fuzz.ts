@@ -2,7 +2,7 @@ import { ProtocolViolation } from '../../core/contract/index.js';
 import type { Randomness } from './random.js';
 
 /** Mutated bytes to be read in each direction; OUTLIVE_FUZZ_BYTES=10000000 for a long run. */
-export const FUZZ_BYTES = Number(process.env.OUTLIVE_FUZZ_BYTES ?? 400_000);
+export const FUZZ_BYTES = Number(process.env.OUTLIVE_FUZZ_BYTES ?? 1_000_000);
 /** Far longer than any piece takes; an endless loop takes longer. */
 const SLOW_MS = 2000;
 
