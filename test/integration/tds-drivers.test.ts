@@ -85,6 +85,20 @@ async function tokensHeard(port: number, act: (client: TdsClient) => Promise<unk
   }
 }
 
+it('goes on with a session that is killed without a word', async () => {
+  const { server, gateway } = ends.get(true)!;
+  const [client, admin] = [await TdsClient.connect(gateway.port), await TdsClient.connect(server.port)];
+  const spid = async () => (await client.batch('SELECT @@SPID AS spid')).rows[0].spid;
+  await client.begin();
+  const before = await spid();
+  await client.rollback();
+  await admin.batch(`KILL ${before}`);
+  expect(await spid()).not.toBe(before);
+  expect(client.lost).toEqual([]);
+  await client.close();
+  await admin.close();
+});
+
 const number = (name: string, value: number | null, output = false) => ({ name, type: TYPES.Int, value, output });
 
 /** What clients do in the comparison; an error is part of what they hear. */
