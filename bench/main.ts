@@ -8,6 +8,7 @@ import { WORKLOADS, type WorkloadName } from './load/workloads.js';
 import { pair } from './pair.js';
 import { PEERS, type PeerName } from './peers/peer.js';
 import { relay } from './relay.js';
+import { relayTds } from './relay-tds.js';
 import { allPass, type Figure } from './report.js';
 import { takeover } from './takeover.js';
 
@@ -60,6 +61,9 @@ scenario('relay', 'throughput, latency and CPU of relaying, side by side')
   .option('--peers <list>', PEERS.join(', '), someOf(PEERS), [...PEERS])
   .option('--scale <n>', 'branches of 100,000 accounts', whole(1), 16)
   .addOption(new Option('--load <generator>', 'who makes the load').choices([...LOADS]).default('auto'))
+  .addOption(
+    new Option('--codec <name>', 'tds: SQL Server beside PostgreSQL').choices(['postgres', 'tds']).default('postgres'),
+  )
   .action(
     async (
       options: Common & {
@@ -70,8 +74,12 @@ scenario('relay', 'throughput, latency and CPU of relaying, side by side')
         peers: PeerName[];
         scale: number;
         load: LoadChoice;
+        codec: 'postgres' | 'tds';
       },
-    ) => settle(await relay({ ...options, json: options.json ?? false }), options),
+    ) => {
+      const run = options.codec === 'tds' ? relayTds : relay;
+      settle(await run({ ...options, json: options.json ?? false }), options);
+    },
   );
 
 scenario('failover', 'how long clients with an open transaction wait after a promotion')

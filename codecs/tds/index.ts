@@ -22,7 +22,7 @@ const tds: Codec = {
   authMethods: ['trust'],
   unprotected: [
     'the outcome of interrupted commits and of single statements outside of a transaction: unknown (50087)',
-    'temporary tables, cursors, application locks, session context: gone with their server; the next request gets an error that names them (50055)',
+    'temporary tables, cursors from before the transaction, application locks, session context: gone with their server; the next request gets an error that names them (50055)',
     'calls of procedures in flight: outcome unknown (50087), for they may commit',
     'values that a server makes up (identity, newid(), getdate()) and that come out differently: the transaction is to be run again (1205)',
     'integrated and federated authentication, MARS, distributed transactions: refused or named',

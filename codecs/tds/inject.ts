@@ -1,4 +1,4 @@
-import type { Injection, ServerError } from '../../core/contract/index.js';
+import { type Injection, ProtocolViolation, type ServerError } from '../../core/contract/index.js';
 import { readTold, type Told } from './ask.js';
 import { unicode } from './bytes.js';
 import { errorOf } from './errors.js';
@@ -11,10 +11,14 @@ import { ERROR } from './tokens.js';
 import { type Dialect, TDS_7_2 } from './version.js';
 import { done } from './write.js';
 
+/** What an answer to a question of the gateway's own may be long. */
+const LIMIT = 64 * 1024;
+
 /** A message of the gateway's own; the session puts the descriptor of the present transaction into it. */
 class OwnMessage implements Injection {
   readonly readies = 1;
   readonly #tokens: Uint8Array[] = [];
+  #length = 0;
   #error: ServerError | null = null;
   #raw: Uint8Array | null = null;
 
@@ -25,6 +29,8 @@ class OwnMessage implements Injection {
 
   frame(bytes: Uint8Array, start: number, end: number): void {
     if (kindOf(bytes, start) === END) return;
+    this.#length += end - start;
+    if (this.#length > LIMIT) throw new ProtocolViolation('an answer to the gateway is too long', 'server');
     const token = Uint8Array.prototype.slice.call(bytes, start + FRAME_HEADER, end);
     if (kindOf(bytes, start) === ERROR && this.#error === null) {
       this.#error = errorOf(readMessage(token, 0, token.length, this.dialect));

@@ -47,6 +47,8 @@ import { type Dialect, TDS_7_3 } from './version.js';
 export interface Prepared {
   readonly declaration: string;
   readonly text: string;
+  /** It opens a cursor when it is executed. */
+  readonly cursor: boolean;
 }
 
 /** What of the session an understanding depends on. */
@@ -104,14 +106,16 @@ export class TdsRequest implements Request {
   uses: HandleUse | null = null;
   /** It prepares this, and answers with the handle. */
   prepares: Prepared | null = null;
-  /** It answers with the handle of a cursor. */
-  opensCursor = false;
+  /** It answers with the handle of a cursor in the parameter of this number; -1 when it opens none. */
+  cursorAt = -1;
   /** The handle (of a statement or cursor) that it takes away. */
   closes: HandleUse | null = null;
   /** It may begin or end a transaction by its text. */
   decides = false;
-  /** The handle that the client was given: the same one when it is repeated. */
+  /** The handle that the client was given for a statement: the same one when it is repeated. */
   handle: number | null = null;
+  /** The same of a cursor. */
+  cursor: number | null = null;
   /** The descriptor that the client was given: the same one when it is repeated. */
   descriptor: bigint | null = null;
   /** Something of the session may be changed so that nobody can tell. */
@@ -300,7 +304,7 @@ function rpc(request: TdsRequest, bytes: Uint8Array, start: number, end: number,
         request.unknown.push('prepared statement');
         return;
       }
-      request.prepares = { declaration: parameterText(bytes, declaration) ?? '', text: sql };
+      request.prepares = { declaration: parameterText(bytes, declaration) ?? '', text: sql, cursor: false };
       if (id === SP_PREPEXEC) {
         text(request, readBatch(sql), view);
         if (request.effect === 'read') request.effect = 'session';
@@ -326,18 +330,45 @@ function rpc(request: TdsRequest, bytes: Uint8Array, start: number, end: number,
       request.uses = use(false);
       request.closes = request.uses;
       return;
-    case SP_CURSOROPEN: {
+    case SP_CURSOROPEN:
       request.label = 'sp_cursoropen';
-      request.opensCursor = true;
+      request.cursorAt = 0;
+      opens(request, statementText(bytes, call), view);
+      return;
+    case SP_CURSORPREPARE:
+    case SP_CURSORPREPEXEC: {
+      // The latter has the cursor's handle before its declaration.
+      const at = id === SP_CURSORPREPARE ? 1 : 2;
       const sql = statementText(bytes, call);
-      const facts = sql === null ? null : readBatch(sql);
-      if (facts === null || facts.opaque || facts.writes || facts.control.length > 0) unclear(request, view.open);
-      else if (view.implicit && !view.open) {
-        request.effect = 'begin';
-        request.decides = true;
-      } else request.effect = 'session';
+      const declaration = call.parameters[at];
+      request.label = call.name;
+      if (sql === null || declaration === undefined) {
+        unclear(request, view.open);
+        request.unknown.push('cursor');
+        return;
+      }
+      request.prepares = { declaration: parameterText(bytes, declaration) ?? '', text: sql, cursor: true };
+      request.effect = 'session';
+      if (id === SP_CURSORPREPEXEC) {
+        request.cursorAt = 1;
+        opens(request, sql, view);
+        request.uses = use(false);
+        request.closes = request.uses;
+      }
       return;
     }
+    case SP_CURSOREXECUTE:
+      request.label = call.name;
+      request.uses = use(false);
+      request.cursorAt = 1;
+      opens(request, request.uses === null ? null : (view.prepared(request.uses.handle)?.text ?? null), view);
+      return;
+    case SP_CURSORUNPREPARE:
+      request.label = call.name;
+      request.effect = 'session';
+      request.uses = use(false);
+      request.closes = request.uses;
+      return;
     case SP_CURSORFETCH:
     case SP_CURSOROPTION:
     case SP_CURSORCLOSE:
@@ -352,13 +383,9 @@ function rpc(request: TdsRequest, bytes: Uint8Array, start: number, end: number,
         request.writes = true;
       }
       return;
-    case SP_CURSORPREPARE:
-    case SP_CURSOREXECUTE:
-    case SP_CURSORPREPEXEC:
-    case SP_CURSORUNPREPARE:
     case SP_PREPEXECRPC:
       request.label = call.name;
-      request.unknown.push('cursor');
+      request.unknown.push('prepared statement');
       unclear(request, view.open);
       return;
   }
@@ -371,6 +398,16 @@ function rpc(request: TdsRequest, bytes: Uint8Array, start: number, end: number,
   if (/(^|[.[])sp_getapplock\]?$/i.test(call.name)) request.unknown.push('application lock');
   if (/(^|[.[])sp_set_session_context\]?$/i.test(call.name)) request.unknown.push('session context');
   unclear(request, view.open);
+}
+
+/** A cursor is opened over this text, or one that is not known. */
+function opens(request: TdsRequest, sql: string | null, view: View): void {
+  const facts = sql === null ? null : readBatch(sql);
+  if (facts === null || facts.opaque || facts.writes || facts.control.length > 0) unclear(request, view.open);
+  else if (view.implicit && !view.open) {
+    request.effect = 'begin';
+    request.decides = true;
+  } else request.effect = 'session';
 }
 
 /** Several calls of sp_executesql: all of them count. */

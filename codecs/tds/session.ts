@@ -12,6 +12,7 @@ import {
   type Injection,
   type LoginResult,
   type Marker,
+  ProtocolViolation,
   RELAY,
   type Request,
   type SessionCodec,
@@ -72,7 +73,7 @@ import { PutMark } from './marks.js';
 import { ATTENTION, IGNORE, packets, RESETCONNECTION, RESETCONNECTIONSKIPTRAN, TABULAR_RESULT } from './packet.js';
 import { allHeaders, hasHeaders, readAllHeaders, rewriteDescriptor } from './request.js';
 import { type Prepared, type TdsRequest, understand, type View } from './requests.js';
-import { integerParameter, SP_PREPARE, textParameter, writeRpc } from './rpc.js';
+import { integerParameter, SP_CURSORPREPARE, SP_PREPARE, textParameter, writeRpc } from './rpc.js';
 import { changeOf, type FrozenState, SessionState } from './state.js';
 import { DONE, DONEPROC, ENVCHANGE, ERROR, INFO, LOGINACK, RETURNVALUE, TokenReader } from './tokens.js';
 import { type Dialect, TDS_7_2, VERSION_8_0 } from './version.js';
@@ -327,7 +328,7 @@ export class TdsSession implements SessionCodec {
   private turn(type: number, token: Uint8Array): Uint8Array | null {
     if (type === ENVCHANGE) return this.turnChange(token);
     const { head } = this;
-    if (type === RETURNVALUE && head !== null && (head.prepares !== null || head.opensCursor)) {
+    if (type === RETURNVALUE && head !== null && (head.prepares !== null || head.cursorAt >= 0)) {
       return this.turnHandle(head, token);
     }
     return token;
@@ -373,18 +374,29 @@ export class TdsSession implements SessionCodec {
   /** A RETURNVALUE with the handle that a request of the client asked for. */
   private turnHandle(head: TdsRequest, token: Uint8Array): Uint8Array {
     const { ordinal, value } = readReturnValue(token, 0, token.length, { dialect: this.speech.dialect });
-    if (ordinal !== 0 || value === null || value === undefined || value.length !== 4) return token;
+    if (value === null || value === undefined || value.length !== 4) return token;
     const server = integerOf(value);
-    if (head.handle === null) {
-      head.handle = server;
-      // Some other one that its client holds may be called like that.
-      while (this.handles.has(head.handle) && this.handles.get(head.handle)!.server !== server) head.handle++;
-    }
-    this.setHandle(head.handle, { server, prepared: head.prepares });
-    if (head.handle === server) return token;
+    let handle: number;
+    if (ordinal === head.cursorAt) {
+      head.cursor ??= this.freeHandle(server);
+      handle = head.cursor;
+      this.setHandle(handle, { server, prepared: null });
+    } else if (ordinal === 0 && head.prepares !== null) {
+      head.handle ??= this.freeHandle(server);
+      handle = head.handle;
+      this.setHandle(handle, { server, prepared: head.prepares });
+    } else return token;
+    if (handle === server) return token;
     const own = Uint8Array.from(token);
-    Buffer.from(own.buffer).writeInt32LE(head.handle, own.length - 4);
+    Buffer.from(own.buffer).writeInt32LE(handle, own.length - 4);
     return own;
+  }
+
+  /** What the client gets for a handle: the server's, unless some other one that its client holds is called like that. */
+  private freeHandle(server: number): number {
+    let handle = server;
+    while (this.handles.has(handle) && this.handles.get(handle)!.server !== server) handle++;
+    return handle;
   }
 
   private setHandle(handle: number, to: Handle | undefined): void {
@@ -432,8 +444,9 @@ export class TdsSession implements SessionCodec {
     const question = new BatchInjection('SELECT @@TRANCOUNT', dialect);
     return Object.assign(question, {
       done: (): void => {
-        const [[value]] = question.told().rows as [[Value]];
-        const count = Number(textOf(value));
+        const value: Value | undefined = question.told().rows[0]?.[0];
+        const count = value === undefined ? Number.NaN : Number(textOf(value) ?? Number.NaN);
+        if (!Number.isInteger(count)) throw new ProtocolViolation('the number of transactions is not told', 'server');
         const before = this.status;
         this.failed = failed;
         this.began = began || (before === 'idle' && count > 0);
@@ -586,7 +599,7 @@ export class TdsSession implements SessionCodec {
     for (let i = 0; i < all.length; i += most) {
       const some = all.slice(i, i + most);
       const calls = some.map(([, { prepared }]) => ({
-        procedure: SP_PREPARE,
+        procedure: prepared!.cursor ? SP_CURSORPREPARE : SP_PREPARE,
         parameters: [
           integerParameter(null, '', 1),
           textParameter(prepared!.declaration === '' ? null : prepared!.declaration),

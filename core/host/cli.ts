@@ -1,4 +1,4 @@
-import { Command, CommanderError, InvalidArgumentError } from 'commander';
+import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
 import { CodedError, type Log } from '../contract/index.js';
 import { askAdmin, type Order } from './admin.js';
 import { describeConfig, type Gap, renderReport, tryPlugins, VERSION } from './check.js';
@@ -34,6 +34,8 @@ export interface DemoOptions {
   /** Failovers to go through; with `pair`, how often all four faults come. */
   readonly rounds: number;
   readonly clients: number;
+  /** What the clients speak. */
+  readonly codec: 'postgres' | 'tds';
   /** Two gateways, of which hosts and processes are lost as well. */
   readonly pair: boolean;
   /** One JSON object at the end instead of a story. */
@@ -46,6 +48,7 @@ export interface DemoOptions {
 interface DemoFlags {
   readonly rounds?: number;
   readonly clients: number;
+  readonly codec: 'postgres' | 'tds';
   readonly pair?: boolean;
   readonly json?: boolean;
 }
@@ -199,10 +202,12 @@ export async function main(argv: readonly string[], io: Io, parts: Parts): Promi
     .option('--pair', 'two gateways, of which hosts and processes are lost as well (as root)')
     .option('--rounds <n>', 'failovers (default: 3; with --pair, how often all faults come, default: 1)', positive)
     .option('--clients <n>', 'clients', positive, 32)
+    .addOption(new Option('--codec <name>', 'what the clients speak').choices(['postgres', 'tds']).default('postgres'))
     .option('--json', 'as JSON')
-    .action(async ({ rounds, clients, pair = false, json = false }: DemoFlags) => {
+    .action(async ({ rounds, clients, codec, pair = false, json = false }: DemoFlags) => {
+      if (pair && codec !== 'postgres') program.error('error: --pair is for PostgreSQL only');
       const { runDemo } = await parts.demo();
-      const options = { rounds: rounds ?? (pair ? 1 : 3), clients, pair, json, out: io.out };
+      const options = { rounds: rounds ?? (pair ? 1 : 3), clients, codec, pair, json, out: io.out };
       if (!(await runDemo(options))) code = EXIT.failed;
     });
 

@@ -14,7 +14,14 @@ const KINDS = { transfer: 4, autocommit: 1, note: 1, browse: 1, abandon: 1, save
 describe('the demo', () => {
   it('kills the primary under traffic, and every acknowledged transaction is there once', async () => {
     const texts: string[] = [];
-    const ok = await runDemo({ rounds: 2, clients: CLIENTS, pair: false, json: true, out: (text) => texts.push(text) });
+    const ok = await runDemo({
+      rounds: 2,
+      clients: CLIENTS,
+      codec: 'postgres',
+      pair: false,
+      json: true,
+      out: (text) => texts.push(text),
+    });
     const lines = texts.join('').trimEnd().split('\n');
     const result = JSON.parse(lines[lines.length - 1]);
     expect(Object.keys(result)).toEqual(DEMO_KEYS);
@@ -28,7 +35,14 @@ describe('the demo', () => {
   it('stops everything when it is interrupted', async () => {
     const texts: string[] = [];
     const listeners = process.listenerCount('SIGINT');
-    const ended = runDemo({ rounds: 50, clients: CLIENTS, pair: false, json: false, out: (text) => texts.push(text) });
+    const ended = runDemo({
+      rounds: 50,
+      clients: CLIENTS,
+      codec: 'postgres',
+      pair: false,
+      json: false,
+      out: (text) => texts.push(text),
+    });
     // By then a server was killed, and its successor is at work or the old one being rebuilt.
     await eventually(() => texts.some((text) => text.startsWith('round 1')), { timeoutMs: 60_000 });
     process.emit('SIGINT');

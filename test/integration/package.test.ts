@@ -283,6 +283,12 @@ clusters:
     }
   });
 
+  it('says that the demo for SQL Server is not part of it', async () => {
+    const { code, stderr } = await outlive('demo', '--codec', 'tds', '--rounds', '1');
+    expect(code).not.toBe(0);
+    expect(stderr).toMatch(/OUTLIVE_DEMO_SERVERS: .*clone of the repository/);
+  });
+
   it('says which packages the demo needs besides', async () => {
     const { code, stderr } = await outlive('demo', '--rounds', '1');
     expect(code).not.toBe(0);

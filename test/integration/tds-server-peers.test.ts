@@ -1,11 +1,11 @@
-import { execFile, spawnSync } from 'node:child_process';
-import { existsSync, readFileSync, writeFileSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { connect } from 'node:net';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { selfSignedCert, tempDir, useServer } from '../kit/servers.js';
+import { selfSignedCert, useServer } from '../kit/servers.js';
 import { TdsClient } from '../kit/tds.js';
+import { freetdsScenarios } from '../kit/tds-freetds.js';
 import { messagesOf, type TokenShape, tokensOf } from '../kit/tds-tokens.js';
 import { type TdsOptions, TdsServer } from '../servers/tds/server.js';
 
@@ -24,119 +24,9 @@ afterAll(async () => {
   for (const server of servers) await server.stop();
 });
 
-const found = spawnSync('tsql', ['-C'], { encoding: 'utf8' });
-const why = found.error === undefined ? '' : ' (no tsql and bsqldb: install freetds-bin)';
-
-describe.skipIf(why !== '')(`FreeTDS${why}`, () => {
-  /** Runs a program of FreeTDS with a text as its input. */
-  function freetds(program: string, args: string[], version: string, encryption: string, input: string, port: number) {
-    const conf = join(tempDir(), 'freetds.conf');
-    const lines = [
-      '[tds]',
-      '\thost = 127.0.0.1',
-      `\tport = ${port}`,
-      `\ttds version = ${version}`,
-      '\tclient charset = UTF-8',
-    ];
-    writeFileSync(conf, [...lines, `\tencryption = ${encryption}`, ''].join('\n'));
-    return new Promise<string>((done, fail) => {
-      const child = execFile(
-        program,
-        args,
-        { env: { ...process.env, FREETDSCONF: conf, TDSVER: version, LC_ALL: 'C.UTF-8' }, timeout: 30_000 },
-        (error, stdout, stderr) => {
-          const all = `${stdout}${stderr}`;
-          if (error && (error as { killed?: boolean }).killed) fail(new Error(`${program} hangs: ${all}`));
-          else done(all);
-        },
-      );
-      child.stdin!.end(input);
-    });
-  }
-
-  const login = ['-S', 'tds', '-U', 'sa', '-P', 'Outlive.1'];
-
-  it.each([
-    ['7.1', 'off', true],
-    ['7.2', 'off', false],
-    ['7.3', 'off', true],
-    ['7.4', 'off', false],
-    ['7.4', 'request', true],
-    ['7.4', 'require', true],
-  ])(
-    'works with TDS %s, encryption %s and transactions of texts announced: %s',
-    async (version, encryption, textTransactions) => {
-      const server = await serve({ textTransactions });
-      const batches = [
-        'drop table if exists ft; create table ft (id int primary key, v varchar(20) null, m varchar(max), d datetime, n decimal(9,2))',
-        'begin tran',
-        "insert into ft values (80, 'ft', 'max', '2024-01-01', 1.25)",
-        'select @@trancount as count1',
-        'commit',
-        "begin tran\ninsert into ft values (80, 'dup', null, null, null)\nselect @@trancount as count2",
-        'if @@trancount > 0 rollback',
-        'select id, v, m, d, n from ft',
-        'declare @b int, @s nvarchar(50) exec p_out 3, @b output, @s output select @b, @s',
-        "select cast('2024-02-29' as date) as day, N'☃' as snow, newid() as id",
-      ];
-      const output = await freetds(
-        'tsql',
-        login,
-        version,
-        encryption,
-        `${batches.join('\ngo\n')}\ngo\nexit\n`,
-        server.port,
-      );
-      expect(output).toContain('Msg 2627 (severity 14, state 1)');
-      expect(output).toMatch(/count1\n1\n/);
-      expect(output).toMatch(/count2\n1\n/);
-      expect(output).toMatch(/80\tft\tmax\tJan +1 2024 12:00(:00)?AM.*\t1.25\n/);
-      expect(output).toContain('6\tgot 3');
-      expect(output).toContain('☃');
-      expect(server.events.find(({ kind }) => kind === 'login')).toMatchObject({
-        version: { '7.1': '71000001', '7.2': '72090002', '7.3': '730b0003', '7.4': '74000004' }[version],
-        encrypted: { off: 'nothing', request: 'login', require: 'all' }[encryption],
-      });
-    },
-  );
-
-  it('works by way of DB-Library', async () => {
-    const server = await serve();
-    const output = await freetds(
-      'bsqldb',
-      login,
-      '7.4',
-      'off',
-      "create table #b (id int, v nvarchar(10))\ngo\ninsert into #b values (1, 'a')\ninsert into #b values (2, null)\ngo\nselect * from #b order by id\ngo\n",
-      server.port,
-    );
-    expect(output).toMatch(/1 +a/);
-    expect(output).toMatch(/2 +NULL/);
-  });
-
-  it('loads in bulk', async () => {
-    const server = await serve();
-    const client = await TdsClient.connect(server.port);
-    await client.batch(
-      'DROP TABLE IF EXISTS bcp; CREATE TABLE bcp (id int NOT NULL, name varchar(20), n decimal(9, 2))',
-    );
-    const file = join(tempDir(), 'rows');
-    writeFileSync(file, '1,one,1.50\n2,,2.25\n');
-    const output = await freetds(
-      'freebcp',
-      ['app..bcp', 'in', file, ...login, '-c', '-t', ','],
-      '7.4',
-      'off',
-      '',
-      server.port,
-    );
-    expect(output).toContain('2 rows copied');
-    expect((await client.sql('SELECT * FROM bcp ORDER BY id')).rows).toEqual([
-      { id: 1, name: 'one', n: 1.5 },
-      { id: 2, name: null, n: 2.25 },
-    ]);
-    await client.close();
-  });
+freetdsScenarios(async (textTransactions) => {
+  const server = await serve({ textTransactions });
+  return { port: server.port, server };
 });
 
 const captures = process.env.OUTLIVE_CAPTURES ?? fileURLToPath(new URL('../../../shared/captures', import.meta.url));

@@ -1,5 +1,6 @@
 import { Client } from 'pg';
 import type { Log } from '../../core/contract/index.js';
+import { pgDriver } from '../../core/host/demo/drivers/pg.js';
 import { configureDemo } from '../../core/host/demo/index.js';
 import { createLedger } from '../../core/host/demo/ledger.js';
 import { accountsFor, type Kind, Workload } from '../../core/host/demo/workload.js';
@@ -51,7 +52,7 @@ export async function startTraffic(
   const gateway = direct ? null : await startGateway(configureDemo(pair, clients), { log: quietLog() });
   const port = gateway?.listeners[0].port ?? pair.primary.port;
   const connection = { host: '127.0.0.1', port, user: 'postgres', database: 'postgres', ssl: false };
-  const workload = new Workload({ Client, connection, clients, patience, ...rest });
+  const workload = new Workload({ driver: pgDriver(Client, connection), clients, patience, ...rest });
   const stop = async () => {
     await workload.stop(patience);
     await gateway?.stop();

@@ -1,31 +1,10 @@
-import { type ChildProcess, execFileSync, fork } from 'node:child_process';
-import { symlinkSync, writeFileSync } from 'node:fs';
-import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
+import { type ChildProcess, fork } from 'node:child_process';
+import { compileTdsServer } from '../../core/host/demo/tds-servers.js';
 import type { Ask, Told } from '../servers/tds/main.js';
 import type { Gate, Place, TdsEvent, TdsOptions } from '../servers/tds/server.js';
 import { tempDir } from './servers.js';
 
-const ROOT = fileURLToPath(new URL('../..', import.meta.url));
-
-let program: string | undefined;
-
-/** The program as JavaScript, which Node needs, in a directory that goes away after the tests of this file. */
-function compiled(): string {
-  if (program !== undefined) return program;
-  const out = tempDir();
-  const compiler = join(ROOT, 'node_modules', 'typescript', 'bin', 'tsc');
-  const options = '--ignoreConfig --noCheck --rootDir . --module nodenext --target es2023 --types node'.split(' ');
-  const files = ['--outDir', out, join('test', 'servers', 'tds', 'main.ts')];
-  execFileSync(process.execPath, [compiler, ...options, ...files], {
-    cwd: ROOT,
-    stdio: ['ignore', 'ignore', 'inherit'],
-  });
-  symlinkSync(join(ROOT, 'node_modules'), join(out, 'node_modules'));
-  writeFileSync(join(out, 'package.json'), '{"type":"module"}');
-  program = join(out, 'test', 'servers', 'tds', 'main.js');
-  return program;
-}
+let program: Promise<string> | undefined;
 
 /** A TDS server in a process of its own. */
 export class TdsProcess {
@@ -38,7 +17,9 @@ export class TdsProcess {
   private constructor(readonly child: ChildProcess) {}
 
   static async start(options: TdsOptions): Promise<TdsProcess> {
-    const child = fork(compiled(), [JSON.stringify(options)], {
+    // In a directory that goes away after the tests of this file.
+    program ??= compileTdsServer(tempDir());
+    const child = fork(await program, [JSON.stringify(options)], {
       stdio: ['ignore', 'inherit', 'inherit', 'ipc'],
       execArgv: [],
     });

@@ -32,11 +32,32 @@ export async function setUpMarks({ primary }: TdsStage, database = 'app'): Promi
   await client.close();
 }
 
+/** What a test wants different from a plain gateway with the codec. */
+export type TdsOverrides = GatewayOverrides & { readonly serverTls?: 'off' | 'prefer' | 'require' };
+
+/** Starts a gateway with the codec before these servers, by their names; the caller stops it. */
+export function launchTdsGateway(
+  servers: ReadonlyMap<string, { readonly port: number }>,
+  overrides: TdsOverrides = {},
+): Promise<TestGateway> {
+  const password = join(tempDir(), 'monitor');
+  writeFileSync(password, 'Outlive.1', { mode: 0o600 });
+  const { listener, cluster, serverTls = 'off', ...rest } = overrides;
+  return launchGateway(
+    [...servers].map(([name, { port }]) => ({ name, port, tls: serverTls })),
+    {
+      listener: { codec: 'tds', ...listener },
+      cluster: {
+        monitor: { user: 'sa', database: 'app', password: { file: password }, interval: '200ms' },
+        ...cluster,
+      },
+      ...rest,
+    },
+  );
+}
+
 /** Gives the file a stage; it is whole again after each test. */
-export function useTdsStage(
-  options: Partial<TdsOptions> = {},
-  overrides: GatewayOverrides & { readonly serverTls?: 'off' | 'prefer' | 'require' } = {},
-): TdsStage {
+export function useTdsStage(options: Partial<TdsOptions> = {}, overrides: TdsOverrides = {}): TdsStage {
   const holder = usePair();
   const servers = new Map<string, TdsServer>();
   const clients: TdsClient[] = [];
@@ -49,20 +70,7 @@ export function useTdsStage(
       const pg = { host, port, user: 'postgres', database: 'postgres' };
       servers.set(name, await TdsServer.start({ name, tls, pg, ...options }));
     }
-    const password = join(tempDir(), 'monitor');
-    writeFileSync(password, 'Outlive.1', { mode: 0o600 });
-    const { listener, cluster, serverTls = 'off', ...rest } = overrides;
-    gateway = await launchGateway(
-      [...servers].map(([name, { port }]) => ({ name, port, tls: serverTls })),
-      {
-        listener: { codec: 'tds', ...listener },
-        cluster: {
-          monitor: { user: 'sa', database: 'app', password: { file: password }, interval: '200ms' },
-          ...cluster,
-        },
-        ...rest,
-      },
-    );
+    gateway = await launchTdsGateway(servers, overrides);
   });
 
   afterEach(async () => {

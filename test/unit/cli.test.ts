@@ -90,6 +90,8 @@ describe('outlive', () => {
     [['run'], /^error OUTLIVE_USAGE: required option '-c, --config <file>' not specified/],
     [['check', '--config'], /^error OUTLIVE_USAGE: /],
     [['demo', '--rounds', '0'], /^error OUTLIVE_USAGE: .*whole number from 1/],
+    [['demo', '--codec', 'odd'], /^error OUTLIVE_USAGE: .*postgres, tds/],
+    [['demo', '--codec', 'tds', '--pair'], /^error OUTLIVE_USAGE: .*--pair is for PostgreSQL/],
     [['check', '--config', 'x', '--jsn'], /^error OUTLIVE_USAGE: unknown option '--jsn'/],
   ])('%j is a wrong usage', async (argv, message) => {
     const { code, out, err } = await outlive(argv);
@@ -303,12 +305,13 @@ describe('outlive demo', () => {
     const demo = async () => ({
       runDemo: async ({ out: _, ...options }: object & { out: unknown }) => !!asked.push(options),
     });
-    for (const argv of [['demo'], ['demo', '--pair'], ['demo', '--pair', '--rounds', '2']])
+    for (const argv of [['demo'], ['demo', '--pair'], ['demo', '--pair', '--rounds', '2'], ['demo', '--codec', 'tds']])
       await outlive(argv, { demo });
     expect(asked).toEqual([
-      { rounds: 3, clients: 32, pair: false, json: false },
-      { rounds: 1, clients: 32, pair: true, json: false },
-      { rounds: 2, clients: 32, pair: true, json: false },
+      { rounds: 3, clients: 32, codec: 'postgres', pair: false, json: false },
+      { rounds: 1, clients: 32, codec: 'postgres', pair: true, json: false },
+      { rounds: 2, clients: 32, codec: 'postgres', pair: true, json: false },
+      { rounds: 3, clients: 32, codec: 'tds', pair: false, json: false },
     ]);
   });
 
@@ -322,7 +325,7 @@ describe('outlive demo', () => {
     };
     const { code, out } = await outlive(['demo', '--rounds', '2', '--json'], { demo: async () => ({ runDemo }) });
     expect(code).toBe(expected);
-    expect(JSON.parse(out)).toEqual({ rounds: 2, clients: 32, pair: false, json: true });
+    expect(JSON.parse(out)).toEqual({ rounds: 2, clients: 32, codec: 'postgres', pair: false, json: true });
   });
 });
 

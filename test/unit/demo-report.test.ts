@@ -88,7 +88,9 @@ describe('the report of the demo', () => {
         { ...ROUND, open: 0 },
         { ...ROUND, number: 2, replays: 0, silent: 2 },
       ],
-      errors: [{ client: 3, code: '08007', message: 'who knows', during: 'COMMIT', reference: '3-1', at: 0 }],
+      errors: [
+        { client: 3, code: '08007', unknown: true, message: 'who knows', during: 'commit', reference: '3-1', at: 0 },
+      ],
       wrongReads: [{ client: 4, what: 'balance', expected: 1, seen: 2 }],
       verdict: {
         duplicates: ['1-1', '1-2', '1-3', '1-4', '1-5', '1-6'],
@@ -113,7 +115,7 @@ describe('the report of the demo', () => {
       'legs that are missing or belong to the wrong entry: 17',
       'accounts with a wrong balance: 9',
       'the sum of all balances changed',
-      'errors that clients saw: client 3, COMMIT: 08007 who knows',
+      'errors that clients saw: client 3, commit: 08007 who knows',
       'reads that were not right: client 4, balance: 2 instead of 1',
       'round 1: no transaction was open when the primary was killed',
       'round 2: 2 clients did not go on',

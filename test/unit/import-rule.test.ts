@@ -26,6 +26,8 @@ const OUTSIDE_ALLOWED: readonly (readonly [where: string, modules: readonly stri
   ['core/host/config/', ['fs']],
   // The hosts of the demo and of the tests are made of commands, and of scripts in files.
   ['core/host/demo/lab/', ['child_process', 'fs']],
+  // So are the servers of the demo for SQL Server.
+  ['core/host/demo/tds-servers.ts', ['child_process', 'fs']],
   ['plugins/embedded-postgres/', OUTSIDE],
 ];
 

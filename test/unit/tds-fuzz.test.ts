@@ -32,6 +32,7 @@ import {
 import { readPrelogin, writePrelogin } from '../../codecs/tds/prelogin.js';
 import { readSqlBatch, readTransactionRequest, sqlText } from '../../codecs/tds/request.js';
 import { parameterInteger, parameterText, readRpc, statementText } from '../../codecs/tds/rpc.js';
+import { readBatch } from '../../codecs/tds/sql.js';
 import {
   COLMETADATA,
   DONE,
@@ -55,71 +56,13 @@ import { ProtocolViolation } from '../../core/contract/index.js';
 import { type Randomness, randomness } from '../kit/random.js';
 import { captured, streamOf, tdsCaptures } from '../kit/tds-captures.js';
 import { clientStream, serverTokens } from '../kit/tds-fixtures.js';
+import { cut, FUZZ_BYTES, mutate, survives } from '../kit/tds-fuzz.js';
 
-/** Mutated bytes to be read in each direction; OUTLIVE_FUZZ_BYTES=10000000 for a long run. */
-const BYTES = Number(process.env.OUTLIVE_FUZZ_BYTES ?? 400_000);
 /** What a reader may keep. */
 const LIMIT = 64 * 1024;
-/** Far longer than any piece takes; an endless loop takes longer. */
-const SLOW_MS = 2000;
 
 const DIALECTS = [TDS_7_1, TDS_7_2, TDS_7_4];
 const PASSWORD = 'Very$ecret1';
-
-/** The bytes with some of them changed, cut out, put in or doubled. */
-function mutate(bytes: Uint8Array, random: Randomness): Uint8Array {
-  let mutated = Buffer.from(bytes);
-  for (let times = 1 + random.below(4); times > 0; times--) {
-    const at = random.below(mutated.length + 1);
-    const length = random.below(random.one([2, 9, 300]));
-    const [before, after] = [mutated.subarray(0, at), mutated.subarray(at)];
-    switch (random.below(5)) {
-      case 0:
-        if (after.length > 0) mutated[at] = random.one([0, 1, 0x7f, 0x80, 0xfe, 0xff, random.below(256)]);
-        break;
-      case 1:
-        if (after.length > 0) mutated[at] ^= 1 << random.below(8);
-        break;
-      case 2:
-        mutated = Buffer.concat([before, after.subarray(length)]);
-        break;
-      case 3:
-        mutated = Buffer.concat([before, random.bytes(length), after]);
-        break;
-      default:
-        mutated = Buffer.concat([before, after.subarray(0, length), after]);
-    }
-  }
-  return mutated;
-}
-
-/** In pieces of any size. */
-function* cut(bytes: Uint8Array, random: Randomness): Generator<Uint8Array> {
-  const size = random.one([1, 7, 600, 100_000]);
-  for (let at = 0; at < bytes.length; ) {
-    const end = Math.min(bytes.length, at + 1 + random.below(size));
-    yield bytes.subarray(at, end);
-    at = end;
-  }
-}
-
-/** Runs it; it may be refused, by a coded error without data, and by nothing else. True when it was not. */
-function survives(where: string, what: () => void): boolean {
-  const started = performance.now();
-  let refused: unknown = null;
-  try {
-    what();
-  } catch (error) {
-    refused = error;
-  }
-  const took = performance.now() - started;
-  if (took > SLOW_MS) throw new Error(`took ${took} ms (${where})`);
-  if (refused === null) return true;
-  if (!(refused instanceof ProtocolViolation)) throw new Error(`not a coded error (${where})`, { cause: refused });
-  if (refused.code !== 'OUTLIVE_PROTOCOL_VIOLATION' || !/^[A-Za-z0-9_ ():.,]+$/.test(refused.message))
-    throw new Error(`an error with something in it: ${refused.message} (${where})`);
-  return false;
-}
 
 function readToken(type: number, bytes: Uint8Array, start: number, end: number, dialect: number): void {
   switch (type) {
@@ -207,14 +150,15 @@ function ask(stream: Uint8Array, random: Randomness, where: string): void {
         writeLogin7(readLogin7(bytes, start, end));
         break;
       case SQL_BATCH:
-        sqlText(readSqlBatch(bytes, start, end, dialect));
+        readBatch(sqlText(readSqlBatch(bytes, start, end, dialect)));
         break;
       case TRANSACTION_MANAGER:
         readTransactionRequest(bytes, start, end, dialect);
         break;
       case RPC:
         for (const call of readRpc(bytes, start, end, dialect).calls) {
-          statementText(bytes, call);
+          const statement = statementText(bytes, call);
+          if (statement !== null) readBatch(statement);
           for (const parameter of call.parameters) {
             // What was walked over can be read.
             parameterInteger(bytes, parameter);
@@ -260,10 +204,10 @@ describe('mutated bytes', { timeout: 3_600_000 }, () => {
   it.each([
     ['of a server', servers, serve],
     ['of a client', clients, ask],
-  ] as const)(`${'%s'}, ${BYTES} of them (${random.where})`, (_, streams, run) => {
-    console.log(`${random.where} OUTLIVE_FUZZ_BYTES=${BYTES}`);
+  ] as const)(`${'%s'}, ${FUZZ_BYTES} of them (${random.where})`, (_, streams, run) => {
+    console.log(`${random.where} OUTLIVE_FUZZ_BYTES=${FUZZ_BYTES}`);
     let read = 0;
-    for (let turn = 0; read < BYTES; turn++) {
+    for (let turn = 0; read < FUZZ_BYTES; turn++) {
       const whole = random.one(streams);
       // Of a long stream a part, which begins with whatever is there.
       const from = whole.length > 20_000 ? random.below(whole.length - 20_000) : 0;

@@ -1,6 +1,11 @@
 import { describe, expect, it } from 'vitest';
+import { frame } from '../../codecs/tds/frames.js';
+import { BatchInjection } from '../../codecs/tds/inject.js';
 import { ATTENTION, packets, RESETCONNECTION, SQL_BATCH } from '../../codecs/tds/packet.js';
 import { writeSqlBatch } from '../../codecs/tds/request.js';
+import { ROW } from '../../codecs/tds/tokens.js';
+import { TDS_7_4 } from '../../codecs/tds/version.js';
+import { ProtocolViolation } from '../../core/contract/index.js';
 import { BYTES, CLIENT_SIZE, TdsEngine, WHOLE } from '../kit/tds-engine.js';
 import { TdsScriptClient as Client, run, words } from '../kit/tds-script.js';
 
@@ -179,4 +184,13 @@ it('prepares again what is in use, under the handles that the client knows', () 
   expect(engine.server.heard).toEqual(['prepare select 2']);
   expect(client.step('execute')[0].includes(0xaa)).toBe(false);
   expect(client.handle).toBe(handle);
+});
+
+it('takes no endless answer to a question of its own', () => {
+  const question = new BatchInjection('SELECT @@TRANCOUNT', TDS_7_4);
+  const row = frame(ROW, new Uint8Array(1000), 0);
+  const answer = () => {
+    for (let i = 0; i < 100; i++) question.frame(row, 0, row.length);
+  };
+  expect(answer).toThrow(ProtocolViolation);
 });

@@ -1,5 +1,5 @@
 import { setTimeout as sleep } from 'node:timers/promises';
-import type { ClientConfig, Client as PgClient } from 'pg';
+import type { Driver, Line, Row, Statement, Values } from './drivers/driver.js';
 import { type Answer, type Claim, type Entry, type Given, type Leg, sidesOf } from './ledger.js';
 
 /** What clients do; each kind is one transaction. */
@@ -21,12 +21,8 @@ export type Kind =
 
 /** How a workload is made. */
 export interface WorkloadOptions {
-  /** The `pg` package's Client. */
-  readonly Client: new (
-    config: ClientConfig,
-  ) => PgClient;
-  /** Where clients connect to. */
-  readonly connection: ClientConfig;
+  /** How clients speak, and where they connect to. */
+  readonly driver: Driver;
   readonly clients: number;
   /** Relative frequencies of the kinds; a kind that is not named does not occur. */
   readonly kinds: Readonly<Partial<Record<Kind, number>>>;
@@ -41,8 +37,10 @@ export interface WorkloadOptions {
 /** Something that a client must not see in a failover. */
 export interface ClientError {
   readonly client: number;
-  /** SQLSTATE; empty when the connection broke. */
+  /** The server's own code, such as an SQLSTATE; empty when the connection broke. */
   readonly code: string;
+  /** It says that nobody can tell whether a commit took effect. */
+  readonly unknown: boolean;
   readonly message: string;
   /** What the client was doing. */
   readonly during: string;
@@ -85,36 +83,14 @@ export function accountsFor(clients: number): number {
   return sharedFor(clients) + clients;
 }
 
-const SQL = {
-  own: 'SELECT balance FROM accounts WHERE id = $1',
-  lock: 'SELECT balance FROM accounts WHERE id = $1 FOR UPDATE',
-  history: 'SELECT count(*)::int AS entries FROM ledger WHERE client = $1',
-  add: 'UPDATE accounts SET balance = balance + $1 WHERE id = $2',
-  recall: 'SELECT reference, at, token FROM ledger WHERE id = $1',
-  enter:
-    'INSERT INTO ledger (reference, client, source, target, amount) VALUES ($1, $2, $3, $4, $5) RETURNING id, at, token',
-  leg: 'INSERT INTO legs (entry, account, amount) VALUES ($1, $2, $3) RETURNING id',
-  legs: 'INSERT INTO legs (entry, account, amount) VALUES ($1, $2, $3), ($1, $4, $5) RETURNING id',
-  whole: `WITH taken AS (UPDATE accounts SET balance = balance - $5 WHERE id = $3),
-               given AS (UPDATE accounts SET balance = balance + $5 WHERE id = $4)
-          INSERT INTO ledger (reference, client, source, target, amount) VALUES ($1, $2, $3, $4, $5)
-          RETURNING id, at, token`,
-} as const;
-
-/** Values as the server wrote them: they are compared with what is stored, to the last digit. */
-const AS_TEXT = { getTypeParser: () => (value: string) => value };
-
 /** An entry on its way, with what the server has answered so far. */
 interface Draft extends Entry {
   given: Given | null;
   legs: Leg[];
 }
 
-type Row = Record<string, string | null>;
-type Values = (string | number | null)[];
-
 /**
- * Clients that move money, over the unmodified driver. Each has an account of its own, which it reads (locked and not) and
+ * Clients that move money, over an unmodified driver. Each has an account of its own, which it reads (locked and not) and
  * which nobody else touches, and exchanges money with shared accounts, which everybody updates and nobody reads. So what a
  * transaction has read cannot be changed by another one, and a failover gives no reason for a serialization failure: every
  * error that a client sees is one that the gateway should have spared it. A transaction locks one shared account, after
@@ -215,7 +191,7 @@ class Teller {
   readonly #workload: Workload;
   readonly #options: WorkloadOptions;
   readonly #account: number;
-  #pg: PgClient | null = null;
+  #line: Line | null = null;
   #serial = 0;
   /** What the own account must show and how many ledger rows there must be; null while that is not known. */
   #balance: number | null = null;
@@ -238,17 +214,13 @@ class Teller {
   }
 
   async connect(): Promise<void> {
-    const pg = new this.#options.Client(this.#options.connection);
-    // A connection that breaks rejects the query in flight; without one, the next query is rejected.
-    pg.on('error', () => {});
-    await pg.connect();
-    this.#pg = pg;
+    this.#line = await this.#options.driver.connect();
   }
 
   drop(): void {
-    const pg = this.#pg as unknown as { connection: { stream: { destroy(): void } } } | null;
-    this.#pg = null;
-    pg?.connection.stream.destroy();
+    const line = this.#line;
+    this.#line = null;
+    line?.destroy();
   }
 
   /** The answer does not come: breaking the connection makes it an error. */
@@ -267,7 +239,7 @@ class Teller {
       await this.#transact(kind);
       if (!this.#workload.stopping) await sleep(random() * think.between);
     }
-    await this.#pg?.end().catch(() => {});
+    await this.#line?.end();
   }
 
   async #transact(kind: Kind): Promise<void> {
@@ -275,7 +247,7 @@ class Teller {
     this.#written = 0;
     let answer: Answer = 'refused';
     try {
-      if (this.#pg === null) await this.#reconnect();
+      if (this.#line === null) await this.#reconnect();
       answer = await this.#play(kind, entry);
     } catch (error) {
       if (!(error instanceof Broken)) throw error;
@@ -331,33 +303,24 @@ class Teller {
   async #play(kind: Kind, entry: Draft | null): Promise<Answer> {
     switch (kind) {
       case 'note':
-        return this.#commit(SQL.enter, rowOf(entry!), entry);
+        return this.#commit('enter', rowOf(entry!), entry);
       case 'autocommit':
-        return this.#commit(SQL.whole, rowOf(entry!), entry);
+        return this.#commit('whole', rowOf(entry!), entry);
       case 'batch': {
         const { source, target, amount } = entry!;
-        const values = rowOf(entry!).map((value) => (typeof value === 'string' ? `'${value}'` : value));
-        const legs = sidesOf(entry!).map((side) => `(currval('ledger_id_seq'), ${side.account}, ${side.amount})`);
-        return this.#commit(
-          `BEGIN;
-           UPDATE accounts SET balance = balance + ${target === this.#account ? amount : -amount} WHERE id = ${this.#account};
-           UPDATE accounts SET balance = balance + ${target === this.#account ? -amount : amount} WHERE id = ${target === this.#account ? source : target};
-           INSERT INTO ledger (reference, client, source, target, amount) VALUES (${values.join(', ')})
-             RETURNING id, at, token;
-           INSERT INTO legs (entry, account, amount) VALUES ${legs.join(', ')} RETURNING id;
-           COMMIT`,
-          null,
-          entry,
-        );
+        const incoming = target === this.#account;
+        const accounts = [this.#account, incoming ? source : target, incoming ? amount : -amount];
+        const legs = sidesOf(entry!).flatMap((side) => [side.account, side.amount]);
+        return this.#commit('batch', [...rowOf(entry!), ...accounts, ...legs], entry);
       }
       case 'browse': {
         await this.#begin();
-        await this.#look(SQL.own, null);
+        await this.#look('own', null);
         await this.#recall(this.#latest);
         await this.#think();
-        await this.#look(SQL.own, null);
+        await this.#look('own', null);
         await this.#recall(this.#latest);
-        return this.#commit('COMMIT', null, null);
+        return this.#commit('commit', [], null);
       }
       default:
         return this.#transfer(kind, entry!);
@@ -368,52 +331,46 @@ class Teller {
     const { random } = this.#options;
     const incoming = entry.target === this.#account;
     await this.#begin();
-    await this.#look(SQL.lock, entry);
-    this.#take(entry, await this.#ask({ name: 'enter', text: SQL.enter, values: rowOf(entry) }, entry));
+    await this.#look('lock', entry);
+    this.#take(entry, await this.#ask('enter', rowOf(entry), entry));
     this.#written = 1;
     await this.#think();
     if (random() < 0.3) {
-      await this.#look(SQL.own, entry);
+      await this.#look('own', entry);
       await this.#recall(entry);
     }
-    await this.#ask({ text: SQL.add, values: [incoming ? entry.amount : -entry.amount, this.#account] }, entry);
+    await this.#ask('add', [incoming ? entry.amount : -entry.amount, this.#account], entry);
     if (kind === 'savepoint') {
-      await this.#ask({ text: 'SAVEPOINT here' }, entry);
-      await this.#ask({ text: SQL.leg, values: [entry.given?.id ?? null, this.#account, 0] }, entry);
+      await this.#ask('save', [], entry);
+      await this.#ask('leg', [entry.given?.id ?? null, this.#account, 0], entry);
       await this.#fail(entry);
-      await this.#ask({ text: 'ROLLBACK TO SAVEPOINT here' }, entry);
+      await this.#ask('back', [], entry);
     }
     if (random() < 0.3) await this.#think();
     const legs = sidesOf(entry).flatMap((side) => [side.account, side.amount]);
-    this.#take(
-      entry,
-      await this.#ask({ name: 'legs', text: SQL.legs, values: [entry.given?.id ?? null, ...legs] }, entry),
-    );
+    this.#take(entry, await this.#ask('legs', [entry.given?.id ?? null, ...legs], entry));
     const [amount, shared] = incoming ? [-entry.amount, entry.source] : [entry.amount, entry.target];
-    await this.#ask({ text: `UPDATE accounts SET balance = balance + ${amount} WHERE id = ${shared}` }, entry);
+    await this.#ask('move', [amount, shared], entry);
     if (kind === 'abandon') {
-      await this.#ask({ text: 'ROLLBACK' }, entry);
+      await this.#ask('rollback', [], entry);
       return 'refused';
     }
-    return this.#commit('COMMIT', null, entry);
+    return this.#commit('commit', [], entry);
   }
 
   async #begin(): Promise<void> {
-    await this.#ask({ text: 'BEGIN' }, null);
+    await this.#ask('begin', [], null);
     this.open = true;
   }
 
   /** Reads the own account, and at times the own history, and compares. The first look after a doubt only learns. */
-  async #look(sql: string, entry: Entry | null): Promise<void> {
-    const balance = await this.#ask(
-      { name: sql === SQL.lock ? 'lock' : 'own', text: sql, values: [this.#account] },
-      entry,
-    );
+  async #look(statement: 'own' | 'lock', entry: Entry | null): Promise<void> {
+    const balance = await this.#ask(statement, [this.#account], entry);
     const shown = Number(balance[0]?.balance);
     if (this.#balance !== null && shown !== this.#balance) this.#wrong('balance', this.#balance, shown);
     this.#balance = shown;
     if (this.#entries !== null && this.#options.random() >= 0.3) return;
-    const history = await this.#ask({ text: SQL.history, values: [this.number] }, entry);
+    const history = await this.#ask('history', [this.number], entry);
     const entries = Number(history[0]?.entries) - this.#written;
     if (this.#entries !== null && entries !== this.#entries) this.#wrong('ledger rows', this.#entries, entries);
     this.#entries = entries;
@@ -423,7 +380,7 @@ class Teller {
   async #recall(entry: Draft | null): Promise<void> {
     if (entry?.given == null) return;
     const { id, at, token } = entry.given;
-    const rows = await this.#ask({ text: SQL.recall, values: [id] }, entry);
+    const rows = await this.#ask('recall', [id], entry);
     const seen = rows.map((row) => [row.reference, row.at, row.token].join(' ')).join(', ');
     const expected = [entry.reference, at, token].join(' ');
     if (seen !== expected) this.#wrong(`entry ${id}`, expected, seen);
@@ -441,39 +398,35 @@ class Teller {
     this.#workload.wrongReads.push({ client: this.number, what, expected, seen });
   }
 
-  async #commit(text: string, values: Values | null, entry: Draft | null): Promise<Answer> {
+  async #commit(statement: Statement, values: Values, entry: Draft | null): Promise<Answer> {
     this.committing = true;
-    const rows = await this.#ask(values === null ? { text } : { text, values }, entry);
+    const rows = await this.#ask(statement, values, entry);
     if (entry !== null) this.#take(entry, rows);
     return 'acknowledged';
   }
 
   /** A statement that must fail, and does not count as an error of the failover. */
   async #fail(entry: Entry): Promise<void> {
-    const failure = await this.#send({ text: 'SELECT 1 / 0' }).then(
+    const failure = await this.#send('fail', []).then(
       () => new Error('a division by zero was answered'),
       (error: unknown) => error,
     );
-    if ((failure as { code?: string }).code !== '22012') await this.#failed(failure, 'SELECT 1 / 0', entry);
+    if (!this.#options.driver.meaning(failure).division) await this.#failed(failure, 'fail', entry);
   }
 
-  async #ask(query: { name?: string; text: string; values?: Values }, entry: Entry | null): Promise<Row[]> {
+  async #ask(statement: Statement, values: Values, entry: Entry | null): Promise<Row[]> {
     try {
-      return await this.#send(query);
+      return await this.#send(statement, values);
     } catch (error) {
-      return this.#failed(error, query.text, entry);
+      return this.#failed(error, statement, entry);
     }
   }
 
-  /** The rows of all statements of the text, in their order. */
-  async #send(query: { name?: string; text: string; values?: Values }): Promise<Row[]> {
+  async #send(statement: Statement, values: Values): Promise<Row[]> {
     const sent = now();
-    const pg = this.#pg!;
     this.waitingSince = sent;
     try {
-      const results = await pg.query<Row>({ ...query, types: AS_TEXT });
-      // Of a text with several statements the driver makes a list.
-      return [results].flat().flatMap(({ rows }) => rows);
+      return await this.#line!.run(statement, values);
     } finally {
       this.waitingSince = null;
       this.answers?.push({ sent, answered: now() });
@@ -481,39 +434,31 @@ class Teller {
   }
 
   /** Notes the error, and gets the connection out of the transaction or gives it up. Always throws. */
-  async #failed(error: unknown, text: string, entry: Entry | null): Promise<never> {
-    this.#note(error, text, entry?.reference ?? null);
-    const { code, severity } = error as { code?: string; severity?: string };
-    const alive = code !== undefined && severity === 'ERROR' && this.#pg !== null;
-    if (!alive) {
+  async #failed(error: unknown, statement: Statement, entry: Entry | null): Promise<never> {
+    this.#note(error, statement, entry?.reference ?? null);
+    const { alive, unknown } = this.#options.driver.meaning(error);
+    if (!alive || this.#line === null) {
       this.drop();
       throw new Broken();
     }
     // An error on a connection that lives on is a verdict, unless it says that there is none.
-    if (code !== '08007') this.committing = false;
+    if (!unknown) this.committing = false;
     this.open = false;
     // What the client believes may be what the database has lost; the next look learns anew.
     this.#forget();
     try {
-      await this.#send({ text: 'ROLLBACK' });
+      await this.#send('rollback', []);
     } catch (again) {
-      this.#note(again, 'ROLLBACK', entry?.reference ?? null);
+      this.#note(again, 'rollback', entry?.reference ?? null);
       this.drop();
     }
     throw new Broken();
   }
 
-  #note(error: unknown, text: string, reference: string | null): void {
-    const { code, severity, message } = error as { code?: string; severity?: string; message?: string };
-    this.#workload.errors.push({
-      client: this.number,
-      // Node's own codes (ECONNRESET) are no SQLSTATE.
-      code: severity === undefined ? '' : (code ?? ''),
-      message: String(message),
-      during: text.replace(/\s+/g, ' ').slice(0, 60),
-      reference,
-      at: now(),
-    });
+  #note(error: unknown, during: string, reference: string | null): void {
+    const { code, unknown } = this.#options.driver.meaning(error);
+    const message = String((error as Error).message);
+    this.#workload.errors.push({ client: this.number, code, unknown, message, during, reference, at: now() });
   }
 
   async #think(): Promise<void> {

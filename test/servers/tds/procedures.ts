@@ -138,17 +138,66 @@ const who: Procedure = async (session) => {
   return 0;
 };
 
-const openCursor: Procedure = async (session, given, values, types) => {
-  const declaration = readParameters(tokens(given[5]?.value ?? ''));
-  const handle = await session.openCursor(given[1]?.value ?? '', declaration, given.slice(6));
+/**
+ * Opens a cursor.
+ * @param at parameters that get its handle, and, from there on, scroll option (static), concurrency option (read only) and number of rows
+ * @param from the first of the values for the parameters of the statement
+ */
+async function open(
+  session: Session,
+  { declaration, text }: { readonly declaration: string; readonly text: string },
+  given: readonly Given[],
+  [values, types]: readonly [Value[], SqlType[]],
+  { at, from }: { readonly at: readonly [handle: number, options: number]; readonly from: number },
+): Promise<number> {
+  const handle = await session.openCursor(text, readParameters(tokens(declaration)), given.slice(from));
   const { columns, rows } = session.cursors.get(handle)!;
   session.give(columns, []);
-  // Handle, scroll option (static), concurrency option (read only), number of rows.
-  for (const [i, value] of [handle, null, 8, 1, rows.length].entries()) {
-    if (value === null || i >= values.length) continue;
-    values[i] = String(value);
-    types[i] = { name: 'int' };
+  const [first, options] = at;
+  for (const [place, value] of [
+    [first, handle],
+    [options, 8],
+    [options + 1, 1],
+    [options + 2, rows.length],
+  ]) {
+    if (place >= values.length) continue;
+    values[place] = String(value);
+    types[place] = { name: 'int' };
   }
+  return 0;
+}
+
+const openCursor: Procedure = (session, given, values, types) => {
+  const statement = { declaration: given[5]?.value ?? '', text: given[1]?.value ?? '' };
+  return open(session, statement, given, [values, types], { at: [0, 2], from: 6 });
+};
+
+/** Prepares a cursor over what stands from a parameter on, and puts the handle where the client expects it. */
+function preparedCursor(session: Session, given: readonly Given[], from: number, values: Value[], types: SqlType[]) {
+  const statement = { declaration: given[from]?.value ?? '', text: given[from + 1]?.value ?? '' };
+  values[0] = String(session.prepareCursor(statement));
+  types[0] = { name: 'int' };
+  return statement;
+}
+
+const prepareCursor: Procedure = async (session, given, values, types) => {
+  preparedCursor(session, given, 1, values, types);
+  return 0;
+};
+
+const prepexecCursor: Procedure = (session, given, values, types) => {
+  const statement = preparedCursor(session, given, 2, values, types);
+  return open(session, statement, given, [values, types], { at: [1, 5], from: 8 });
+};
+
+const executeCursor: Procedure = async (session, given, values, types) => {
+  const statement = session.cursorStatements.get(Number(given[0]?.value));
+  if (statement === undefined) throw handleNotFound(given[0]?.value ?? null);
+  return open(session, statement, given, [values, types], { at: [1, 2], from: 5 });
+};
+
+const unprepareCursor: Procedure = async (session, given) => {
+  if (!session.cursorStatements.delete(Number(given[0]?.value))) throw handleNotFound(given[0]?.value ?? null);
   return 0;
 };
 
@@ -190,6 +239,10 @@ export const PROCEDURES: Readonly<Record<string, Procedure>> = {
   sp_execute: executePrepared,
   sp_unprepare: unprepare,
   sp_cursoropen: openCursor,
+  sp_cursorprepare: prepareCursor,
+  sp_cursorexecute: executeCursor,
+  sp_cursorprepexec: prepexecCursor,
+  sp_cursorunprepare: unprepareCursor,
   sp_cursorfetch: fetchCursor,
   sp_cursorclose: closeCursor,
   sp_getapplock: getLock,
@@ -206,6 +259,10 @@ export const PROCEDURES: Readonly<Record<string, Procedure>> = {
 /** The procedures that RPC names by a number. */
 export const BY_NUMBER: Readonly<Record<number, string>> = {
   2: 'sp_cursoropen',
+  3: 'sp_cursorprepare',
+  4: 'sp_cursorexecute',
+  5: 'sp_cursorprepexec',
+  6: 'sp_cursorunprepare',
   7: 'sp_cursorfetch',
   9: 'sp_cursorclose',
   10: 'sp_executesql',

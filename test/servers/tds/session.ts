@@ -139,6 +139,8 @@ export class Session {
   reply!: Reply;
   bulk: { table: string; columns: readonly string[] } | null = null;
   readonly handles = new Map<number, { parameters: readonly Declared[]; batch: readonly Statement[] }>();
+  /** Statements that cursors are opened over. */
+  readonly cursorStatements = new Map<number, { readonly declaration: string; readonly text: string }>();
   /** Server cursors, with all of their rows. */
   readonly cursors = new Map<number, { columns: readonly Column[]; rows: readonly (readonly Value[])[]; at: number }>();
   readonly context = new Map<string, Typed>();
@@ -162,6 +164,8 @@ export class Session {
   #contextInfo: Value = null;
   #rowCount = 0;
   #error = 0;
+  /** How many there were. */
+  #errors = 0;
   /** @@IDENTITY; undefined: the last number that PostgreSQL gave out. */
   #identity: Value | undefined = undefined;
   readonly #identities = new Map<string, { readonly catalogue: number; readonly has: boolean }>();
@@ -210,6 +214,7 @@ export class Session {
     this.#contextInfo = null;
     this.context.clear();
     this.handles.clear();
+    this.cursorStatements.clear();
     this.cursors.clear();
     this.bulk = null;
   }
@@ -270,7 +275,8 @@ export class Session {
   /** Whether a new session could take this one's place. */
   get recoverable(): boolean {
     return (
-      this.trancount === 0 && [this.temporary, this.handles, this.cursors, this.context].every(({ size }) => size === 0)
+      this.trancount === 0 &&
+      [this.temporary, this.handles, this.cursorStatements, this.cursors, this.context].every(({ size }) => size === 0)
     );
   }
 
@@ -349,6 +355,7 @@ export class Session {
       if (error instanceof TdsError) {
         if (this.#tries > 0) throw error;
         this.#error = error.number;
+        this.#errors++;
         error.procedure ||= frame.procedure;
         this.reply.error(error);
         this.reply.done('', null, DONE.error);
@@ -396,6 +403,7 @@ export class Session {
       if (error.line === 1) error.line = statement.line;
       error.procedure ||= frame.procedure;
       this.#error = error.number;
+      this.#errors++;
       this.#rowCount = 0;
       const inTransaction = this.trancount > 0;
       const abort =
@@ -1093,6 +1101,15 @@ export class Session {
     }
   }
 
+  /** Keeps a statement for cursors. Throws 102 and alike for a text that cannot be read. */
+  prepareCursor(statement: { readonly declaration: string; readonly text: string }): number {
+    readParameters(tokens(statement.declaration));
+    parse(tokens(statement.text));
+    const handle = this.#nextHandle++;
+    this.cursorStatements.set(handle, statement);
+    return handle;
+  }
+
   /** Opens a cursor over a SELECT. Gives its handle. */
   async openCursor(text: string, parameters: readonly Declared[], given: readonly Given[]): Promise<number> {
     const [statement, ...more] = parse(tokens(text));
@@ -1234,9 +1251,9 @@ export class Session {
     if (own !== undefined) {
       const values = given.map(({ value }) => value);
       const types = given.map(({ type }) => type);
-      const before = this.#error;
+      const before = this.#errors;
       const status = await this.#inside(() => own(this, given, values, types));
-      return { status, failed: this.#error !== before && this.#error !== 0, values, types };
+      return { status, failed: this.#errors > before && this.#error !== 0, values, types };
     }
     let text: Value = null;
     const [name, database = this.database] = procedure.split('.').reverse();

@@ -1,5 +1,6 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { ClientConfig, Client as PgClient } from 'pg';
+import { pgDriver } from '../drivers/pg.js';
 import type { Answer, Claim, Given } from '../ledger.js';
 import { accountsFor, type ClientError, now, Workload, type WrongRead } from '../workload.js';
 import type { ClientCounts, ClientOptions, ClientProgress, ClientReport, ConnectionReport, Pauses } from './clients.js';
@@ -244,6 +245,7 @@ class Fellow {
       this.#crew.errors.push({
         client: this.#number,
         code: severity === undefined ? '' : (code ?? ''),
+        unknown: code === '08007',
         message: String(message),
         during: `${this.kind}: ${during}`,
         reference: this.claim?.reference ?? null,
@@ -373,8 +375,7 @@ class Crew {
       : '';
     this.#workload = counts.transfer
       ? new Workload({
-          Client: measured(Client, 'transfer', addresses),
-          connection: this.connection,
+          driver: pgDriver(measured(Client, 'transfer', addresses), this.connection),
           clients: counts.transfer,
           kinds: kinds ?? { transfer: 6, autocommit: 1, note: 1, browse: 1, savepoint: 1, abandon: 1 },
           random: Math.random,
