@@ -1,114 +1,33 @@
 import { describe, expect, it } from 'vitest';
-import { ATTENTION, packets, RESETCONNECTION, RPC, SQL_BATCH, TRANSACTION_MANAGER } from '../../codecs/tds/packet.js';
-import {
-  TM_BEGIN_XACT,
-  TM_COMMIT_XACT,
-  TM_ROLLBACK_XACT,
-  writeSqlBatch,
-  writeTransactionRequest,
-} from '../../codecs/tds/request.js';
-import { integerParameter, SP_EXECUTE, SP_PREPARE, textParameter, writeRpc } from '../../codecs/tds/rpc.js';
+import { ATTENTION, packets, RESETCONNECTION, SQL_BATCH } from '../../codecs/tds/packet.js';
+import { writeSqlBatch } from '../../codecs/tds/request.js';
 import { BYTES, CLIENT_SIZE, type Cut, TdsEngine, WHOLE } from '../kit/tds-engine.js';
+import { SCRIPTS, ScriptedClient, words } from '../kit/tds-scripts.js';
 
-/** What a client knows of its transaction and its handles, as drivers do. */
-class Client {
-  descriptor = 0n;
-  handle = 0;
+/** A client with the engine. */
+class Client extends ScriptedClient {
+  constructor(readonly engine: TdsEngine) {
+    super();
+  }
 
-  constructor(readonly engine: TdsEngine) {}
-
-  /** Sends a message and reads its answer. */
-  say(type: number, payload: Uint8Array, cut: Cut = WHOLE, status = 0): Buffer[] {
+  /** Sends packets and reads what they are answered with. */
+  send(bytes: Uint8Array, cut: Cut = WHOLE): Buffer[] {
     const before = this.engine.messages().length;
-    this.engine.say(packets(type, payload, CLIENT_SIZE, status), cut);
+    this.engine.say(bytes, cut);
     const heard = this.engine.messages().slice(before);
     for (const message of heard) this.read(message);
     return heard;
   }
 
-  private read(message: Buffer): void {
-    // ENVCHANGE 8 to 10 and the only kind of RETURNVALUE, wherever they stand: nothing else here looks like them.
-    const begun = message.indexOf(Buffer.from([0xe3, 11, 0, 8, 8]));
-    if (begun >= 0) this.descriptor = message.readBigUInt64LE(begun + 5);
-    if (message.includes(Buffer.from([0xe3, 11, 0, 9, 0, 8])) || message.includes(Buffer.from([0xe3, 11, 0, 10, 0, 8])))
-      this.descriptor = 0n;
-    const value = message.indexOf(Buffer.from([0xac, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0x26, 4, 4]));
-    if (value >= 0) this.handle = message.readInt32LE(value + 14);
-  }
-
-  /** A step of a script. */
   step(text: string, cut?: Cut): Buffer[] {
-    switch (text) {
-      case 'tm begin':
-        return this.say(
-          TRANSACTION_MANAGER,
-          writeTransactionRequest(this.descriptor, { type: TM_BEGIN_XACT, isolation: 0 }),
-          cut,
-        );
-      case 'tm commit':
-      case 'tm rollback': {
-        const type = text === 'tm commit' ? TM_COMMIT_XACT : TM_ROLLBACK_XACT;
-        return this.say(TRANSACTION_MANAGER, writeTransactionRequest(this.descriptor, { type }), cut);
-      }
-      case 'prepare': {
-        const parameters = [integerParameter(null, '', 1), textParameter(null), textParameter('select 2')];
-        return this.say(RPC, writeRpc(this.descriptor, [{ procedure: SP_PREPARE, parameters }]), cut);
-      }
-      case 'execute': {
-        const parameters = [integerParameter(this.handle)];
-        return this.say(RPC, writeRpc(this.descriptor, [{ procedure: SP_EXECUTE, parameters }]), cut);
-      }
-      default:
-        return this.say(SQL_BATCH, writeSqlBatch(this.descriptor, text), cut);
-    }
+    return this.send(this.message(text), cut);
   }
 }
-
-const SCRIPTS: Readonly<Record<string, readonly string[]>> = {
-  reads: ['select 3', 'print', 'select fail', 'select 0', 'select long', 'select 1'],
-  'a transaction': [
-    'tm begin',
-    'insert a',
-    'select 2',
-    'select fail',
-    'print',
-    'insert b',
-    'select 1',
-    'tm rollback',
-    'select 1',
-  ],
-  'a transaction in text': [
-    'begin tran',
-    'insert a',
-    'begin tran',
-    'select 2',
-    'commit',
-    'select 1',
-    'rollback',
-    'select 1',
-  ],
-  'a long answer in a transaction': ['tm begin', 'insert a', 'select long', 'select 1', 'tm rollback'],
-  'prepared statements': ['prepare', 'execute', 'tm begin', 'execute', 'prepare', 'execute', 'tm rollback', 'execute'],
-  settings: ['SET LOCK_TIMEOUT 5', 'USE other', 'select 1', 'tm begin', 'SET TEXTSIZE 7', 'tm rollback', 'select 2'],
-};
-
-/**
- * What the client hears, but for what each server says in its own way: INFO, which is not compared, and descriptors and handles, which are
- * those of the server that gave them out first.
- */
-const words = (engine: TdsEngine): string[] =>
-  engine.messages().map((message) =>
-    message
-      .toString('hex')
-      .replaceAll(/73006500720076006500720020003.00/g, 'server')
-      .replaceAll(/(?<=e30b00(0808|090008|0a0008)).{16}/g, 'descriptor')
-      .replaceAll(/(?<=ac00000001000000000000260404).{8}/g, 'handle'),
-  );
 
 function run(script: readonly string[], engine: TdsEngine, cut?: Cut): string[] {
   const client = new Client(engine);
   for (const text of script) client.step(text, cut);
-  return words(engine);
+  return words(engine.messages());
 }
 
 describe.each([true, false])('with a server that tells of transactions in text: %s', (announces) => {
@@ -152,11 +71,24 @@ describe.each([true, false])('with a server that tells of transactions in text: 
             }
             client.step(text);
           }
-          expect(words(engine)).toEqual(wanted);
+          expect(words(engine.messages())).toEqual(wanted);
         }
       }
     });
   });
+});
+
+it('is told nothing past its session while packets of an answer are not full', () => {
+  const engine = new TdsEngine();
+  const client = new Client(engine);
+  expect(engine.session.between).toBe(true);
+  // The first row is there, and more is to come.
+  engine.session.frontend(client.message('select 2'));
+  const bytes = (engine as unknown as { fromServer: Buffer }).fromServer;
+  engine.session.backend(bytes.subarray(0, 60));
+  expect(engine.session).toMatchObject({ amidFrame: false, between: false });
+  engine.session.backend(bytes.subarray(60));
+  expect(engine.session.between).toBe(true);
 });
 
 describe('what cannot be hidden', () => {
@@ -208,10 +140,10 @@ describe('an Attention', () => {
     engine.lose();
     engine.settle();
     expect(engine.server.heard).toEqual(['insert a', 'waitfor']);
-    const heard = client.say(ATTENTION, new Uint8Array(0));
+    const heard = client.step('attention');
     expect(heard.map((message) => message.toString('hex').slice(0, 6))).toEqual(['fd2000']);
     expect(client.step('waitfor')).toEqual([]);
-    client.say(ATTENTION, new Uint8Array(0));
+    client.step('attention');
     client.step('tm commit');
     expect(engine.database.applied).toEqual(['a']);
   });
@@ -230,7 +162,7 @@ describe('an Attention', () => {
   it('that comes when all is answered is answered here', () => {
     const client = new Client(new TdsEngine());
     client.step('select 1');
-    expect(client.say(ATTENTION, new Uint8Array(0)).length).toBe(1);
+    expect(client.step('attention').length).toBe(1);
     expect(client.step('select 1').length).toBe(1);
   });
 });
@@ -242,7 +174,7 @@ it('makes again what was set, in its order, and nothing that was reset', () => {
   engine.lose();
   engine.settle();
   expect(engine.server.heard).toEqual(['USE [other]', 'SET TEXTSIZE 7', 'SET LOCK_TIMEOUT 6']);
-  client.say(SQL_BATCH, writeSqlBatch(0n, 'select 1'), WHOLE, RESETCONNECTION);
+  client.send(packets(SQL_BATCH, writeSqlBatch(0n, 'select 1'), CLIENT_SIZE, RESETCONNECTION));
   engine.lose();
   engine.settle();
   expect(engine.server.heard).toEqual([]);
