@@ -1,29 +1,32 @@
-import { type ChildProcess, execFileSync, fork } from 'node:child_process';
+import { type ChildProcess, execFileSync, fork, type StdioOptions } from 'node:child_process';
 import { symlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import type { Host } from '../../core/host/demo/lab/lab.js';
 import type { Ask, Told } from '../servers/tds/main.js';
 import type { Gate, Place, TdsEvent, TdsOptions } from '../servers/tds/server.js';
 import { tempDir } from './servers.js';
 
 const ROOT = fileURLToPath(new URL('../..', import.meta.url));
 
-let program: string | undefined;
+const programs = new Map<string, string>();
 
-/** The program as JavaScript, which Node needs, in a directory that goes away after the tests of this file. */
-function compiled(): string {
-  if (program !== undefined) return program;
+/** A program as JavaScript, which Node needs, in a directory that goes away after the tests of this file. @param path from the root, without `.ts` */
+export function compiledProgram(path: string): string {
+  const known = programs.get(path);
+  if (known !== undefined) return known;
   const out = tempDir();
   const compiler = join(ROOT, 'node_modules', 'typescript', 'bin', 'tsc');
   const options = '--ignoreConfig --noCheck --rootDir . --module nodenext --target es2023 --types node'.split(' ');
-  const files = ['--outDir', out, join('test', 'servers', 'tds', 'main.ts')];
+  const files = ['--outDir', out, `${path}.ts`];
   execFileSync(process.execPath, [compiler, ...options, ...files], {
     cwd: ROOT,
     stdio: ['ignore', 'ignore', 'inherit'],
   });
   symlinkSync(join(ROOT, 'node_modules'), join(out, 'node_modules'));
   writeFileSync(join(out, 'package.json'), '{"type":"module"}');
-  program = join(out, 'test', 'servers', 'tds', 'main.js');
+  const program = join(out, `${path}.js`);
+  programs.set(path, program);
   return program;
 }
 
@@ -37,11 +40,15 @@ export class TdsProcess {
 
   private constructor(readonly child: ChildProcess) {}
 
-  static async start(options: TdsOptions): Promise<TdsProcess> {
-    const child = fork(compiled(), [JSON.stringify(options)], {
-      stdio: ['ignore', 'inherit', 'inherit', 'ipc'],
-      execArgv: [],
-    });
+  /** @param host of a lab; without one the server is a process beside this one */
+  static async start(options: TdsOptions, host?: Host): Promise<TdsProcess> {
+    const file = compiledProgram('test/servers/tds/main');
+    const told = JSON.stringify(options);
+    const stdio: StdioOptions = ['ignore', 'inherit', 'inherit', 'ipc'];
+    const child =
+      host === undefined
+        ? fork(file, [told], { stdio, execArgv: [] })
+        : host.spawn(process.execPath, [file, told], { stdio, env: { ...process.env, NODE_OPTIONS: '' } });
     const made = new TdsProcess(child);
     await new Promise<void>((done, fail) => {
       child.once('exit', (code) => fail(new Error(`the TDS server ended with ${code}`)));
