@@ -36,6 +36,7 @@ const UNKNOWN = 50_087;
 const RESULT = `SELECT a.n * 1000 + b.n AS g, RIGHT(REPLICATE('0', 60) + CAST(a.n * 7919 + b.n AS varchar(60)), 60) AS t
   FROM numbers a CROSS JOIN numbers b WHERE a.n < @most ORDER BY a.n, b.n`;
 const NUMBERS = 100;
+const BALANCE = 'SELECT balance FROM accounts WITH (UPDLOCK) WHERE id = @a';
 
 const text = (name: string, value: string): Parameter => [name, TYPES.VarChar, value];
 const int = (name: string, value: number | null): Parameter => [name, TYPES.Int, value];
@@ -275,23 +276,32 @@ class Fellow {
     try {
       await act();
     } catch (thrown) {
-      const error = (thrown as AggregateError).errors?.[0] ?? thrown;
-      const { number, message } = error as { number?: number; message: string };
       this.#failed = true;
-      const claim = this.claims.at(-1);
-      if (this.committing && claim !== undefined && (number === undefined || number === UNKNOWN))
-        claim.answer = 'doubtful';
-      this.open = false;
-      this.committing = false;
-      this.crew.errors.push({
-        client: this.number,
-        code: number === undefined ? '' : String(number),
-        message: String(message),
-        during: `${this.kind}: ${during}`,
-        reference: claim?.reference ?? null,
-        at: now(),
-      });
+      this.#wrong(during, thrown);
     }
+  }
+
+  /** Notes what went wrong. @returns the number of the server's error, if it is one */
+  #wrong(during: string, thrown: unknown): number | undefined {
+    const error = (thrown as AggregateError).errors?.[0] ?? thrown;
+    const { number, message } = error as { number?: number; message: string };
+    const claim = this.claims.at(-1);
+    if (this.committing && claim !== undefined && (number === undefined || number === UNKNOWN))
+      claim.answer = 'doubtful';
+    const code = number === undefined ? '' : String(number);
+    const reference = claim?.reference ?? null;
+    const what = this.committing ? 'commit' : during;
+    this.crew.errors.push({
+      client: this.number,
+      code,
+      message: String(message),
+      during: `${this.kind}: ${what}`,
+      reference,
+      at: now(),
+    });
+    this.open = false;
+    this.committing = false;
+    return number;
   }
 
   #expect(what: string, expected: string, seen: string): void {
@@ -370,7 +380,7 @@ class Fellow {
       const abandons = Math.random() < 0.1;
       await line.begin();
       this.open = true;
-      const [[balance]] = await line.ask('SELECT balance FROM accounts WITH (UPDLOCK) WHERE id = @a', [int('a', own)]);
+      const [[balance]] = await line.ask(BALANCE, [int('a', own)]);
       this.#expect('the own account', String(this.#balance), String(balance));
       await this.#enter(claim);
       await sleep(Math.random() * crew.think.inside);
@@ -381,9 +391,19 @@ class Fellow {
         this.open = false;
       } else {
         this.committing = true;
-        await line.commit();
-        this.#acknowledged(claim);
-        this.#balance -= amount;
+        const unknown = await line.commit().then(
+          () => false,
+          (error) => {
+            if (this.#wrong('commit', error) === UNKNOWN) return true;
+            throw new Error('a commit failed');
+          },
+        );
+        // Whoever does not know looks.
+        if (unknown) [[this.#balance]] = (await line.ask(BALANCE, [int('a', own)])) as [[number]];
+        else {
+          this.#acknowledged(claim);
+          this.#balance -= amount;
+        }
       }
       await sleep(Math.random() * crew.think.between);
     }

@@ -4,9 +4,10 @@ import { type ClientCounts, ClientHost, type ClientReport } from '../../core/hos
 import { Remote } from '../../core/host/demo/lab/remote.js';
 import { checkLedger, type LedgerFacts, type LedgerVerdict, OPENING_BALANCE } from '../../core/host/demo/ledger.js';
 import type { EmbeddedOptions } from '../../plugins/embedded-postgres/index.js';
+import { outlive, startTakeover } from './gateway-pair.js';
 import { type PairLab, usePairLab } from './pair-lab.js';
 import { selfSignedCert } from './servers.js';
-import type { GatewayPairOptions } from './takeover.js';
+import type { GatewayPair, GatewayPairOptions } from './takeover.js';
 import { compiledProgram, TdsProcess } from './tds-process.js';
 
 /** Port of the TDS servers. */
@@ -52,6 +53,20 @@ export class TdsLab {
       listener: { codec: 'tds', ...(PROVED ? { outcome: { by: 'marker' } } : {}), ...more.listener },
       cluster: { servers, monitor, spares: undefined, ...more.cluster },
     };
+  }
+
+  /** What a pair of gateways under keepers needs besides. */
+  kept(): object {
+    // Engines take their time to start where several tests share a machine.
+    return {
+      secret: { file: this.place.lab.write('pair.secret', 'the secret that both gateways know') },
+      restart: '6s',
+    };
+  }
+
+  /** Sets up what proves commits, through a pair of gateways that is there. */
+  async prepare(gateways: GatewayPair): Promise<void> {
+    if (PROVED) await outlive(this.place, gateways, 'a', 'setup', '--listener', 'demo');
   }
 
   /**
@@ -108,6 +123,13 @@ export class TdsLab {
   async crowded(): Promise<unknown[]> {
     return (await this.place.pair.primary.query('SELECT reference FROM app.writers WHERE NOT alone')).rows;
   }
+}
+
+/** Starts a pair of gateways before the TDS servers; they end with the test. */
+export async function startTdsGateways(stage: TdsLab, options: Parameters<TdsLab['options']>[0]): Promise<GatewayPair> {
+  const gateways = await startTakeover(stage.place, stage.options(options));
+  await stage.prepare(gateways);
+  return gateways;
 }
 
 /** Gives a block of tests a {@link TdsLab}. */
