@@ -17,7 +17,7 @@ export const RECORD = {
   server: 4,
   /** Something else that the session was told: {@link Call}. */
   call: 5,
-  /** Bytes that the client is told, which follow from no input (signs of life). */
+  /** Bytes that the client is told, which follow from no input and go past its session (the welcome). */
   say: 6,
   /** The client's TCP has acknowledged so many bytes of what it was told: 8 bytes, a double. */
   acked: 7,
@@ -125,6 +125,7 @@ export type Followed =
   | 'restored'
   | 'unavailable'
   | 'cancel'
+  | 'keepalive'
   | 'intent'
   | 'lost'
   | 'proceed';
@@ -138,6 +139,7 @@ const FOLLOWED: ReadonlySet<string> = new Set<Followed>([
   'restored',
   'unavailable',
   'cancel',
+  'keepalive',
   'intent',
   'lost',
   'proceed',

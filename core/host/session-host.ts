@@ -940,7 +940,7 @@ export class SessionHost implements SessionIo, Relocatable {
       const planned = this.prepared !== null;
       this.episode = { since: now, deadline: now + env.listener.failover.wait, attempts, planned };
       this.keepalive ??= setInterval(() => {
-        if (this.standing === null) this.session?.keepalive(`outlive: waiting for ${this.wanted}`);
+        if (this.standing === null && this.owes) this.tell('keepalive', `outlive: waiting for ${this.wanted}`);
       }, env.listener.failover.keepalive);
     }
     if (this.moving === null) this.guarded(() => this.move());
@@ -1076,7 +1076,7 @@ export class SessionHost implements SessionIo, Relocatable {
           if (session.state === 'restoring') session.lost();
           if (introduced) this.replica?.renew();
           if (error instanceof LoginRefused && !error.outcome.transient) {
-            this.wire.end(session.amidFrame ? undefined : error.outcome.bytes);
+            this.wire.end(session.between ? error.outcome.bytes : undefined);
             this.end();
             return;
           }

@@ -182,6 +182,11 @@ export class Session implements Sink {
     return this.midFrame || this.partial || this.relayLeft > 0;
   }
 
+  /** True when the client can be told something past this session: that would stand between two frames. */
+  get between(): boolean {
+    return !this.amidFrame && this.carriage?.holding !== true;
+  }
+
   /** True when so much is held that the client should not be read. */
   get full(): boolean {
     return this.clientPaused;

@@ -2,13 +2,13 @@ import { readdirSync, readFileSync, readlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path';
 import { expect, it } from 'vitest';
 import type { ClientHost } from '../../core/host/demo/lab/clients.js';
-import { type GatewayProcess, type LogEvent, startGatewayIn } from '../../core/host/demo/lab/gateway.js';
 import { now } from '../../core/host/demo/workload.js';
 import { ackHoldUnavailable } from '../../core/io/hold/index.js';
 import { outlive, served } from '../kit/gateway-pair.js';
-import { describeLab, type PairLab, usePairLab } from '../kit/pair-lab.js';
+import { KeptPair, killProcess } from '../kit/kept-pair.js';
+import { describeLab, usePairLab } from '../kit/pair-lab.js';
 import { eventually } from '../kit/servers.js';
-import { GatewayPair, type GatewayPairOptions, PORT } from '../kit/takeover.js';
+import { PORT } from '../kit/takeover.js';
 
 /** K2, and the upgrade of K13: two gateways, each under a keeper. CRASHES says how often the engine is killed, UPGRADES how often it is replaced. */
 const CRASHES = Number(process.env.CRASHES ?? 1);
@@ -16,83 +16,28 @@ const UPGRADES = Number(process.env.UPGRADES ?? 2);
 const COUNTS = { idle: 6, transaction: 6, waiting: 4, result: 4, commit: 4, echo: 6, stream: 1, transfer: 14 };
 const ALL = Object.values(COUNTS).reduce((sum, count) => sum + count, 0);
 
-/** A pair of gateways under keepers. */
-class KeptPair extends GatewayPair {
-  /** Pids of the engines. */
-  readonly engines = { a: 0, b: 0 };
-  readonly log: { a: LogEvent[]; b: LogEvent[] } = { a: [], b: [] };
-  readonly #place: PairLab;
-
-  constructor(place: PairLab, options: GatewayPairOptions) {
-    super(place, options);
-    this.#place = place;
-  }
-
-  override async start(name: 'a' | 'b'): Promise<GatewayProcess> {
-    const onEvent = (event: LogEvent) => {
-      if (process.env.LOG) process.stderr.write(`${name} ${JSON.stringify(event)}\n`);
-      this.log[name].push(event);
-      if (event.msg === 'the engine is started') this.engines[name] = event.pid as number;
-    };
-    const config = { ...this.config(name), keeper: { socket: `./keeper-${name}/socket` } };
-    const started = await startGatewayIn(this.host(name), config, { command: ['keeper'], onEvent });
-    this.#place.atEnd(() => this.killBoth(name, started));
-    return (this[name] = started);
-  }
-
-  /** Kills a keeper and its engine. */
-  async killBoth(name: 'a' | 'b', keeper = this[name]): Promise<void> {
-    // The keeper first: it would start another engine. Its log ends with the engine's.
-    const killed = keeper.kill();
-    kill(this.engines[name]);
-    await killed;
-  }
-
-  /** The next line of a log that is like this. */
-  async next(name: 'a' | 'b', like: (event: LogEvent) => boolean): Promise<LogEvent> {
-    const log = this.log[name];
-    const from = log.length;
-    return await eventually(
-      () => {
-        const event = log.slice(from).find(like);
-        if (event === undefined) throw new Error('it did not come');
-        return event;
-      },
-      { timeoutMs: 30_000, intervalMs: 2 },
-    );
-  }
-
-  /** Resolves with the next line that says that one of these gateways serves the address. */
-  async serves(...names: ('a' | 'b')[]): Promise<{ connections: number; lost: number }> {
-    const line = await Promise.any(names.map((name) => this.next(name, ({ msg }) => msg === 'serving an address')));
-    return line as unknown as { connections: number; lost: number };
-  }
-}
-
-/** What holds acknowledgements is closed last when this process dies: Linux closes from the highest descriptor down. */
-function expectHeldLongest(pid: number): void {
+/**
+ * When this process dies, listening sockets are closed first, by whose mark ends of connections could leave the host, and what holds
+ * acknowledgements last: Linux closes from the highest descriptor down.
+ */
+function expectClosedInOrder(pid: number): void {
   const opened = readdirSync(`/proc/${pid}/fd`).map((fd) => ({
     fd: Number(fd),
     file: readlinkSync(`/proc/${pid}/fd/${fd}`),
   }));
   const lines = readFileSync(`/proc/${pid}/net/tcp`, 'utf8').trim().split('\n').slice(1);
-  const clients = lines.map((line) => line.trim().split(/\s+/));
   const port = PORT.toString(16).toUpperCase().padStart(4, '0');
-  const inodes = clients
-    .filter(([, local, , state]) => local.endsWith(`:${port}`) && state === '01')
-    .map((line) => line[9]);
-  const sockets = opened.filter(({ file }) => inodes.some((inode) => file === `socket:[${inode}]`)).map(({ fd }) => fd);
-  expect(sockets.length).toBeGreaterThanOrEqual(ALL);
+  const socketsIn = (wanted: string) => {
+    const fields = lines.map((line) => line.trim().split(/\s+/));
+    const inodes = fields.filter(([, local, , state]) => local.endsWith(`:${port}`) && state === wanted);
+    const files = inodes.map((line) => `socket:[${line[9]}]`);
+    return opened.filter(({ file }) => files.includes(file)).map(({ fd }) => fd);
+  };
+  const [connections, listening] = [socketsIn('01'), socketsIn('0A')];
   const links = opened.filter(({ file }) => file.includes('bpf_link') || file.includes('bpf-link')).map(({ fd }) => fd);
-  expect(Math.min(...links)).toBeLessThan(Math.min(...sockets));
-}
-
-function kill(pid: number): void {
-  try {
-    process.kill(pid, 'SIGKILL');
-  } catch {
-    // It is gone.
-  }
+  expect(connections.length).toBeGreaterThanOrEqual(ALL);
+  expect(Math.min(...listening)).toBeGreaterThan(Math.max(...connections));
+  expect(Math.max(...links)).toBeLessThan(Math.min(...connections));
 }
 
 describeLab('two gateways under keepers', () => {
@@ -148,7 +93,7 @@ describeLab('two gateways under keepers', () => {
         pauses.push(
           await pause(clients, async () => {
             const serving = gateways.serves('a');
-            kill(gateways.engines.a);
+            killProcess(gateways.engines.a);
             expect(await serving).toMatchObject({ connections: ALL, lost: 0 });
           }),
         );
@@ -162,7 +107,9 @@ describeLab('two gateways under keepers', () => {
         }),
       );
       await gateways.followed('a', ALL);
-      expectHeldLongest(gateways.engines.a);
+      // Whichever of the two dies last.
+      expectClosedInOrder(gateways.engines.a);
+      expectClosedInOrder(gateways.a.pid);
       // The other one has never had it.
       expect(gateways.log.b.filter(({ msg }) => msg === 'serving an address')).toEqual([]);
       expect((await gateways.b.status()).pair.counts).toMatchObject({ takeovers: 0, kept: 0, reset: 0 });
@@ -190,7 +137,7 @@ describeLab('two gateways under keepers', () => {
         await served(gateways, next);
         await pause(clients, async () => {
           const serving = gateways.serves(next);
-          kill(gateways.engines[next]);
+          killProcess(gateways.engines[next]);
           expect(await serving).toMatchObject({ connections: ALL, lost: 0 });
         });
         await served(gateways, next);
@@ -214,7 +161,7 @@ describeLab('two gateways under keepers', () => {
         // It may fail: the engine that it is to be taken from dies.
         const ordered = outlive(place, gateways, to, 'takeover').catch(() => {});
         await moment;
-        kill(gateways.engines[from]);
+        killProcess(gateways.engines[from]);
         expect(await serves).toMatchObject({ connections: ALL, lost: 0 });
         await ordered;
       });

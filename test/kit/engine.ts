@@ -1,6 +1,7 @@
 import postgres from '../../codecs/postgres/index.js';
 import type { Call } from '../../core/cluster/records.js';
-import type { LoginResult, OutcomeToken, SessionCodec } from '../../core/contract/index.js';
+import type { Codec, Greeting, LoginResult, OutcomeToken, SessionCodec } from '../../core/contract/index.js';
+import { ExchangeStepper } from '../../core/recovery/exchange.js';
 import { BY_POSITION, type ProofPolicy } from '../../core/session/proof.js';
 import { Session } from '../../core/session/session.js';
 import type { SessionIo, SessionLimits } from '../../core/session/world.js';
@@ -329,18 +330,49 @@ export function waiting(codec: SessionCodec): SessionCodec {
   return Object.assign(codec, { marker: { ...codec.marker!, binding: false } });
 }
 
-/** A session that somebody else has led so far, with the database that it is about. */
-export interface Inherited {
-  readonly session: Session;
-  readonly database: MadeUpDatabase;
+/** A protocol with made-up servers of it. */
+export interface MadeUp<D> {
+  readonly codec: Codec;
+  readonly greeting: Extract<Greeting, { kind: 'session' }>;
+  /** What is known of the session's database. */
+  readonly shared: () => unknown;
+  database(): D;
+  /** A connection to another server, which has let the session in. */
+  connect(database: D): { readonly login: LoginResult; feed(bytes: Uint8Array): Buffer };
+  /** Did the commit with this proof take effect? */
+  committed(database: D, token: OutcomeToken): boolean;
 }
 
-/** The engine with the real PostgreSQL codec between a scripted client and a made-up server. */
-export class EngineRig {
-  readonly database: MadeUpDatabase;
+/** PostgreSQL. */
+export const POSTGRES: MadeUp<MadeUpDatabase> = {
+  codec: postgres,
+  greeting: GREETING,
+  shared: () => undefined,
+  database: () => new MadeUpDatabase(),
+  connect: (database) => {
+    const server = new MadeUpServer(database);
+    return { login: LOGIN, feed: (bytes) => server.feed(bytes) };
+  },
+  committed: (database, { token, mark }) => {
+    if (mark !== undefined) database.lookups++;
+    if (mark !== undefined && database.marks.has(mark.id)) return true;
+    const xid = (token as { xid: string } | null)?.xid;
+    return xid !== undefined && database.committed.has(xid);
+  },
+};
+
+/** A session that somebody else has led so far, with the database that it is about. */
+export interface Inherited<D = MadeUpDatabase> {
+  readonly session: Session;
+  readonly database: D;
+}
+
+/** The engine with a real codec, by default that of PostgreSQL, between a scripted client and a made-up server. */
+export class EngineRig<D = MadeUpDatabase> {
+  readonly database: D;
   readonly session: Session;
   toClient: Buffer[] = [];
-  private server: MadeUpServer;
+  private server: ReturnType<MadeUp<D>['connect']>;
   private fromServer: Buffer = Buffer.alloc(0);
   private recovering = false;
   /** Server bytes after which the connection is lost; what the server did is done. */
@@ -348,33 +380,37 @@ export class EngineRig {
   /** Bytes to the server after which the connection is lost; the server never sees more. */
   loseBefore = Number.POSITIVE_INFINITY;
   losses = 0;
+  /** Called when another server is about to be looked for. */
+  onLost: () => void = () => {};
   private arrived = 0;
   private sent = 0;
 
   constructor(
     private readonly cutServer: Cutter = WHOLE,
     limits: Partial<SessionLimits> = {},
-    inherited: Inherited | null = null,
+    inherited: Inherited<D> | null = null,
     proof: ProofPolicy = BY_POSITION,
     change: (codec: SessionCodec) => SessionCodec = (codec) => codec,
+    private readonly protocol: MadeUp<D> = POSTGRES as unknown as MadeUp<D>,
   ) {
-    this.database = inherited?.database ?? new MadeUpDatabase();
-    this.server = new MadeUpServer(this.database);
+    this.database = inherited?.database ?? protocol.database();
+    this.server = protocol.connect(this.database);
     if (inherited !== null) {
       this.session = inherited.session;
       this.session.entrust(this.io, { requests: 0, units: 0 });
       return;
     }
-    const codec = change(postgres.session({ greeting: GREETING, shared: () => undefined, options: {} }));
+    const { greeting, shared } = protocol;
+    const codec = change(protocol.codec.session({ greeting, shared, options: {} }));
     this.session = new Session(
       codec,
-      postgres.frameLength,
+      protocol.codec.frameLength,
       { ...LIMITS, ...limits },
       this.io,
       { requests: 0, units: 0 },
       proof,
     );
-    codec.welcome(LOGIN, new Uint8Array(8));
+    codec.welcome(this.server.login, new Uint8Array(8));
     this.session.attached();
   }
 
@@ -388,7 +424,9 @@ export class EngineRig {
       recover: () => {
         this.recovering = true;
       },
-      replayed: () => {},
+      replayed: (result) => {
+        if (result === 'retry') this.session.lost();
+      },
       resumed: () => {},
       learn: () => {},
       marked: () => {},
@@ -481,35 +519,34 @@ export class EngineRig {
 
   private recover(): void {
     this.recovering = false;
-    this.server = new MadeUpServer(this.database);
-    this.fromServer = Buffer.alloc(0);
-    const { session } = this;
+    const { session, database, protocol } = this;
+    this.onLost();
     if (session.inDoubt) {
       if (session.state === 'suspended') this.tell('asking');
-      const token = session.unit.token as OutcomeToken | null;
-      const xid = (token?.token as { xid: string } | null | undefined)?.xid;
-      const { mark } = token ?? {};
-      if (mark !== undefined) this.database.lookups++;
-      if (session.unit.unprovable !== null) {
+      const { unprovable, token } = session.unit;
+      if (unprovable !== null)
         this.tell('unknown', { code: 'OUTLIVE_OUTCOME_UNKNOWN', kind: 'outcome-unknown', message: 'unknown' });
-      } else if (mark !== undefined && this.database.marks.has(mark.id)) this.tell('committed');
-      else if (xid !== undefined && this.database.committed.has(xid)) this.tell('committed');
+      else if (token !== null && protocol.committed(database, token)) this.tell('committed');
       else this.tell('notCommitted');
     }
+    this.server = protocol.connect(database);
+    this.fromServer = Buffer.alloc(0);
     session.restoring();
-    const restore = session.codec.restore(LOGIN);
-    let heard: Buffer = Buffer.alloc(0);
-    for (let step = restore.next(); !step.done; ) {
-      const want = step.value;
-      if (want.want !== 'frame') throw new Error(`restore wants ${want.want}`);
-      if (want.send !== undefined) heard = Buffer.concat([heard, this.server.feed(want.send)]);
-      const length = 1 + heard.readInt32BE(1);
-      const frame = heard.subarray(0, length);
-      heard = heard.subarray(length);
-      step = restore.next(frame);
-    }
+    const blockers = session.codec.blockers();
+    const stepper = new ExchangeStepper(session.codec.restore(this.server.login), {
+      frameLength: protocol.codec.frameLength,
+      peer: 'server',
+    });
+    let step = stepper.start();
+    while (step.state === 'bytes') step = stepper.push(this.server.feed(Buffer.concat(step.send)));
+    if (step.state !== 'done') throw new Error('the session was not restored', { cause: step });
     this.renew();
-    this.tell('restored', LOGIN, null);
+    if (blockers.length + step.result.length > 0) {
+      session.codec.forgetBlockers();
+      this.renew();
+      this.tell('cannotContinue', { code: 'OUTLIVE_STATE_LOST', kind: 'state-lost', message: 'lost' });
+    }
+    this.tell('restored', this.server.login, null);
   }
 
   heard(): Buffer {

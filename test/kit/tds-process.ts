@@ -1,10 +1,18 @@
-import { type ChildProcess, fork } from 'node:child_process';
+import { type ChildProcess, fork, type StdioOptions } from 'node:child_process';
+import type { Host } from '../../core/host/demo/lab/lab.js';
 import { compileTdsServer } from '../../core/host/demo/tds-servers.js';
 import type { Ask, Told } from '../servers/tds/main.js';
 import type { Gate, Place, TdsEvent, TdsOptions } from '../servers/tds/server.js';
 import { tempDir } from './servers.js';
 
-let program: Promise<string> | undefined;
+const programs = new Map<string, Promise<string>>();
+
+/** A program of the repository as JavaScript, which Node needs, in a directory that goes away after the tests of this file. */
+export function compiledProgram(source: string): Promise<string> {
+  const known = programs.get(source) ?? compileTdsServer(tempDir(), source);
+  programs.set(source, known);
+  return known;
+}
 
 /** A TDS server in a process of its own. */
 export class TdsProcess {
@@ -16,13 +24,15 @@ export class TdsProcess {
 
   private constructor(readonly child: ChildProcess) {}
 
-  static async start(options: TdsOptions): Promise<TdsProcess> {
-    // In a directory that goes away after the tests of this file.
-    program ??= compileTdsServer(tempDir());
-    const child = fork(await program, [JSON.stringify(options)], {
-      stdio: ['ignore', 'inherit', 'inherit', 'ipc'],
-      execArgv: [],
-    });
+  /** @param host of a lab; without one the server is a process beside this one */
+  static async start(options: TdsOptions, host?: Host): Promise<TdsProcess> {
+    const file = await compiledProgram('test/servers/tds/main.ts');
+    const told = JSON.stringify(options);
+    const stdio: StdioOptions = ['ignore', 'inherit', 'inherit', 'ipc'];
+    const child =
+      host === undefined
+        ? fork(file, [told], { stdio, execArgv: [] })
+        : host.spawn(process.execPath, [file, told], { stdio, env: { ...process.env, NODE_OPTIONS: '' } });
     const made = new TdsProcess(child);
     await new Promise<void>((done, fail) => {
       child.once('exit', (code) => fail(new Error(`the TDS server ended with ${code}`)));

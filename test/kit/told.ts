@@ -1,11 +1,20 @@
-import postgres from '../../codecs/postgres/index.js';
 import { type Call, type Opening, RECORD } from '../../core/cluster/records.js';
 import type { Log } from '../../core/contract/index.js';
 import { Follower } from '../../core/host/pair/follower.js';
 import type { Replica } from '../../core/host/pair/replica.js';
 import { Shipper } from '../../core/host/pair/shipper.js';
 import type { ProofPolicy } from '../../core/session/proof.js';
-import { type Cutter, EngineRig, GREETING, type Inherited, LIMITS, WHOLE } from './engine.js';
+import {
+  type Cutter,
+  EngineRig,
+  GREETING,
+  type Inherited,
+  LIMITS,
+  type MadeUp,
+  type MadeUpDatabase,
+  POSTGRES,
+  WHOLE,
+} from './engine.js';
 
 /** A record on its way to the peer. */
 export interface Sent {
@@ -29,7 +38,7 @@ export const OPENING: Opening = {
 export class Died extends Error {}
 
 /** How a gateway ends, and how its peer hears of it. */
-export interface ToldOptions {
+export interface ToldOptions<D = MadeUpDatabase> {
   readonly cutServer?: Cutter;
   /** The gateway dies when it would tell of this record; those before have come. */
   readonly diesAt?: number;
@@ -37,7 +46,7 @@ export interface ToldOptions {
   readonly reach?: number;
   /** The peer comes when so many inputs were processed; when this is not given, at the beginning. */
   readonly comesAfter?: number;
-  readonly inherited?: Inherited;
+  readonly inherited?: Inherited<D>;
   /** Durability `local`: the client waits for nobody. */
   readonly local?: boolean;
   /** So many bytes of the client were acknowledged before acknowledgements were held. */
@@ -45,14 +54,16 @@ export interface ToldOptions {
   /** How commits are proved; by position where nothing is said. */
   readonly proof?: ProofPolicy;
   /** Called when everything that was told has come. */
-  readonly onEven?: (rig: ToldRig) => void;
+  readonly onEven?: (rig: ToldRig<D>) => void;
+  /** Default {@link POSTGRES}. */
+  readonly protocol?: MadeUp<D>;
 }
 
 /** A log that nobody reads. */
 export const silent: Log = { debug: () => {}, info: () => {}, warn: () => {}, error: () => {} };
 
 /** An engine that tells a peer of its session, as the gateway does it, and the follower of that peer. */
-export class ToldRig extends EngineRig {
+export class ToldRig<D = MadeUpDatabase> extends EngineRig<D> {
   readonly records: Sent[] = [];
   readonly lost: number[] = [];
   readonly follower: Follower;
@@ -66,20 +77,16 @@ export class ToldRig extends EngineRig {
   acknowledged = 0;
   delivered = 0;
   #base = 0;
-  #inputs = 0;
-  readonly #options: ToldOptions;
+  /** Chunks of both sides that were processed. */
+  inputs = 0;
+  readonly #options: ToldOptions<D>;
 
-  constructor(options: ToldOptions = {}) {
-    super(options.cutServer ?? WHOLE, {}, options.inherited ?? null, options.proof);
+  constructor(options: ToldOptions<D> = {}) {
+    const { protocol = POSTGRES as unknown as MadeUp<D> } = options;
+    super(options.cutServer ?? WHOLE, {}, options.inherited ?? null, options.proof, undefined, protocol);
     this.#options = options;
-    const world = {
-      codec: postgres,
-      cluster: 'c',
-      options: {},
-      limits: LIMITS,
-      shared: () => undefined,
-      time: () => 0,
-    };
+    const { codec, greeting, shared } = protocol;
+    const world = { codec, cluster: 'c', options: {}, limits: LIMITS, shared, time: () => 0 };
     this.follower = new Follower(
       () => world,
       silent,
@@ -103,7 +110,7 @@ export class ToldRig extends EngineRig {
       database: 'd',
       durable: options.local !== true,
       outstanding: () => this.heard().length - this.acknowledged,
-      opening: () => ({ ...OPENING, durable: options.local !== true }),
+      opening: () => ({ ...OPENING, greeting, durable: options.local !== true }),
       snapshot: () => {
         const capsule = this.session.capsule();
         return capsule === null ? null : { capsule, received: this.received, origin: null };
@@ -150,6 +157,11 @@ export class ToldRig extends EngineRig {
     this.speak(Buffer.from(text));
   }
 
+  /** Shows the client that it is not forgotten, as the gateway does it. */
+  reassure(message: string): void {
+    this.tell('keepalive', message);
+  }
+
   /** It is dead: what it told arrives, and nobody is there whom that could be confirmed to. */
   bury(): void {
     const { records, follower } = this;
@@ -184,7 +196,7 @@ export class ToldRig extends EngineRig {
     this.replica.input(side === 'client' ? RECORD.client : RECORD.server, chunk);
     super.hear(side, chunk);
     this.replica.done();
-    if (this.#inputs++ === this.#options.comesAfter) this.join();
+    if (this.inputs++ === this.#options.comesAfter) this.join();
   }
 
   protected override tell(...call: Call): void {

@@ -302,10 +302,10 @@ describe('what the peer keeps of what a client was told', () => {
   });
 
   it('has what was said without an input in its place', () => {
-    const rig = told({ onEven: (one) => alike(one, 'a sign of life') });
+    const rig = told({ onEven: (one) => alike(one, 'the welcome') });
     rig.say(LONG[0]);
     for (let at = 1; at < 5; at++) {
-      // As a sign of life: said to the client, and to nobody else.
+      // As the welcome: said to the client, and to nobody else.
       rig.aside('outlive: waiting');
       rig.settle();
       rig.say(LONG[at]);

@@ -1,7 +1,9 @@
 import { inspect } from 'node:util';
 import { describe, expect, it } from 'vitest';
 import { unicode } from '../../codecs/tds/bytes.js';
+import { greet } from '../../codecs/tds/greet.js';
 import { type Login7, obfuscatePassword, readLogin7, revealPassword, writeLogin7 } from '../../codecs/tds/login7.js';
+import { LOGIN7, PRELOGIN, packetLength, packets } from '../../codecs/tds/packet.js';
 import {
   ENCRYPT_NOT_SUP,
   ENCRYPT_OFF,
@@ -31,6 +33,7 @@ import {
   versionOfLoginAck,
 } from '../../codecs/tds/version.js';
 import { ProtocolViolation } from '../../core/contract/index.js';
+import { ExchangeStepper } from '../../core/recovery/exchange.js';
 import { clientPayloads, hex, LOGIN } from '../kit/tds-fixtures.js';
 
 const readAt = <T>(bytes: Uint8Array, how: (bytes: Uint8Array, start: number, end: number) => T): T =>
@@ -245,5 +248,28 @@ describe('the data of SESSIONRECOVERY', () => {
 
   it.each(['00', 'ffffffff', '03000000 016100', '05000000 00 00 00 09 09'])('is refused when malformed: %s', (data) => {
     expect(() => readRecoveryRequest(hex(data))).toThrow(ProtocolViolation);
+  });
+});
+
+describe('a client that would encrypt its login alone', () => {
+  /** Greets one; gives what it was answered in PRELOGIN, and whether the whole of its session is encrypted. */
+  function met(tls: 'off' | 'allow' | 'require'): [reply: number | null, encrypted: boolean] {
+    const stepper = new ExchangeStepper(greet({ auth: 'trust', tls, alreadyTls: null }), {
+      frameLength: packetLength,
+      peer: 'client',
+    });
+    stepper.start();
+    let step = stepper.push(packets(PRELOGIN, clientPayloads.prelogin, 4096));
+    const answer = Buffer.concat(step.send).subarray(8);
+    if (step.state === 'want') step = stepper.reply({ endPoint: null, alpn: null });
+    step = stepper.push(packets(LOGIN7, writeLogin7(LOGIN), 4096));
+    const greeting = step.state === 'done' ? step.result : null;
+    return [readPrelogin(answer, 0, answer.length, 'server').encryption, greeting?.kind === 'session' && greeting.tls];
+  }
+
+  it('encrypts all, or nothing where the listener has no TLS: so nothing of TLS is ever left behind', () => {
+    expect(met('allow')).toEqual([ENCRYPT_REQ, true]);
+    expect(met('require')).toEqual([ENCRYPT_REQ, true]);
+    expect(met('off')).toEqual([ENCRYPT_NOT_SUP, false]);
   });
 });

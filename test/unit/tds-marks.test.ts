@@ -4,7 +4,7 @@ import { writeSqlBatch } from '../../codecs/tds/request.js';
 import { markOf } from '../../core/session/proof.js';
 import { BY_MARKER } from '../kit/engine.js';
 import { BYTES, CLIENT_SIZE, TdsEngine, WHOLE } from '../kit/tds-engine.js';
-import { run, TdsScriptClient, words } from '../kit/tds-script.js';
+import { run, TdsScriptClient, words } from '../kit/tds-scripts.js';
 
 /**
  * Commits proved by rows, without sockets: wherever the server is lost, every statement takes effect once and the client hears what a server
@@ -91,7 +91,7 @@ describe.each([true, false])('with a server that tells of transactions in text: 
           }
           client.step(text);
         }
-        expect(words(engine)).toEqual(wanted);
+        expect(words(engine.messages())).toEqual(wanted);
         expect(engine.database.applied).toEqual(applied);
       }
     });
@@ -114,7 +114,7 @@ describe.each([true, false])('with a server that tells of transactions in text: 
         engine.loseAt = engine.delivered + again;
         client.step('tm commit');
         client.step('insert b');
-        expect(words(engine)).toEqual(wanted);
+        expect(words(engine.messages())).toEqual(wanted);
         expect(engine.database.applied).toEqual(['a', 'b']);
         expect(engine.database.marks.size).toBe(2);
         if (engine.losses === 2) twice++;

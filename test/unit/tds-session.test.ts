@@ -7,35 +7,7 @@ import { ROW } from '../../codecs/tds/tokens.js';
 import { TDS_7_4 } from '../../codecs/tds/version.js';
 import { ProtocolViolation } from '../../core/contract/index.js';
 import { BYTES, CLIENT_SIZE, TdsEngine, WHOLE } from '../kit/tds-engine.js';
-import { TdsScriptClient as Client, run, words } from '../kit/tds-script.js';
-
-const SCRIPTS: Readonly<Record<string, readonly string[]>> = {
-  reads: ['select 3', 'print', 'select fail', 'select 0', 'select long', 'select 1'],
-  'a transaction': [
-    'tm begin',
-    'insert a',
-    'select 2',
-    'select fail',
-    'print',
-    'insert b',
-    'select 1',
-    'tm rollback',
-    'select 1',
-  ],
-  'a transaction in text': [
-    'begin tran',
-    'insert a',
-    'begin tran',
-    'select 2',
-    'commit',
-    'select 1',
-    'rollback',
-    'select 1',
-  ],
-  'a long answer in a transaction': ['tm begin', 'insert a', 'select long', 'select 1', 'tm rollback'],
-  'prepared statements': ['prepare', 'execute', 'tm begin', 'execute', 'prepare', 'execute', 'tm rollback', 'execute'],
-  settings: ['SET LOCK_TIMEOUT 5', 'USE other', 'select 1', 'tm begin', 'SET TEXTSIZE 7', 'tm rollback', 'select 2'],
-};
+import { TdsScriptClient as Client, run, SCRIPTS, words } from '../kit/tds-scripts.js';
 
 describe.each([true, false])('with a server that tells of transactions in text: %s', (announces) => {
   describe.each(Object.entries(SCRIPTS))('%s', (_, script) => {
@@ -78,7 +50,7 @@ describe.each([true, false])('with a server that tells of transactions in text: 
             }
             client.step(text);
           }
-          expect(words(engine)).toEqual(wanted);
+          expect(words(engine.messages())).toEqual(wanted);
         }
       }
     });
@@ -193,4 +165,17 @@ it('takes no endless answer to a question of its own', () => {
     for (let i = 0; i < 100; i++) question.frame(row, 0, row.length);
   };
   expect(answer).toThrow(ProtocolViolation);
+});
+
+it('is told nothing past its session while packets of an answer are not full', () => {
+  const engine = new TdsEngine();
+  const client = new Client(engine);
+  expect(engine.session.between).toBe(true);
+  // The first row is there, and more is to come.
+  engine.session.frontend(client.message('select 2'));
+  const bytes = (engine as unknown as { fromServer: Buffer }).fromServer;
+  engine.session.backend(bytes.subarray(0, 60));
+  expect(engine.session).toMatchObject({ amidFrame: false, between: false });
+  engine.session.backend(bytes.subarray(60));
+  expect(engine.session.between).toBe(true);
 });

@@ -18,9 +18,10 @@ function repository(): string | null {
 /**
  * Compiles the TDS server of the tests. Rejects with OUTLIVE_DEMO_SERVERS where there is none.
  * @param out a directory of its own, which the caller removes
+ * @param source another program of the repository's
  * @returns the program, for Node
  */
-export async function compileTdsServer(out: string): Promise<string> {
+export async function compileTdsServer(out: string, source = SOURCE): Promise<string> {
   const root = repository();
   if (root === null) {
     const message =
@@ -29,10 +30,10 @@ export async function compileTdsServer(out: string): Promise<string> {
   }
   const compiler = join(root, 'node_modules', 'typescript', 'bin', 'tsc');
   const options = '--ignoreConfig --noCheck --rootDir . --module nodenext --target es2023 --types node'.split(' ');
-  await promisify(execFile)(process.execPath, [compiler, ...options, '--outDir', out, SOURCE], { cwd: root });
+  await promisify(execFile)(process.execPath, [compiler, ...options, '--outDir', out, source], { cwd: root });
   symlinkSync(join(root, 'node_modules'), join(out, 'node_modules'));
   writeFileSync(join(out, 'package.json'), '{"type":"module"}');
-  return join(out, 'test', 'servers', 'tds', 'main.js');
+  return join(out, source.replace(/ts$/, 'js'));
 }
 
 /** A PostgreSQL, as far as a server before it must know it. */

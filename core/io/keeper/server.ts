@@ -2,10 +2,11 @@ import { chmodSync, lstatSync, mkdirSync, statSync, unlinkSync } from 'node:fs';
 import * as net from 'node:net';
 import { dirname, resolve } from 'node:path';
 import { CodedError, type Log } from '../../contract/index.js';
+import { duplicateHigh, moveOnto, reserveDescriptor } from '../tcp/libc.js';
 import { DEFAULT_LIMITS, type Holding, type HoldingLimits, Holdings } from './holdings.js';
 import { descriptorOf, Link, Way } from './link.js';
 import { closeDescriptor, connectUnix, duplicate, MAX_PATH, passingUnavailable, peerOf } from './passing.js';
-import { type Asked, type Message, violation } from './protocol.js';
+import { type Asked, type Kind, type Message, violation } from './protocol.js';
 
 export interface KeeperServerOptions {
   /** Of the unix socket. Its directory is made with mode 0700 if it is not there, and must have that mode if it is. */
@@ -34,6 +35,9 @@ const BATCH = 64;
 /** Bytes that may wait for an engine that is given everything. */
 const HIGH_WATER = 1024 * 1024;
 
+/** Memory of two engines, one of which replaces the other, what holds the acknowledgements of each, and room. */
+const LOW = 8;
+
 /** A connection for messages. */
 interface Peer {
   readonly link: Link;
@@ -60,6 +64,10 @@ export class KeeperServer {
   readonly #peers = new Set<Peer>();
   /** Ways and engines that wait for each other, by token. */
   readonly #ways = new Map<string, number>();
+  /** Numbers below those of all connections: what has one of them is closed after these when this process dies. */
+  readonly #low: number[] = [];
+  /** Those of them that are in use. */
+  readonly #lowUsed = new Set<number>();
   #holder: Peer | null = null;
   #claiming = false;
   #closed = false;
@@ -87,6 +95,7 @@ export class KeeperServer {
       keeper.#server.once('error', (cause) => failed(unusable(path, cause.message, cause)));
       keeper.#server.listen(path, done);
     });
+    keeper.#low.push(...Array.from({ length: LOW }, reserveDescriptor));
     chmodSync(path, 0o600);
     keeper.#server.removeAllListeners('error');
     keeper.#server.on('error', (error) => options.log.warn({ err: error }, 'the keeper could not accept a connection'));
@@ -113,6 +122,7 @@ export class KeeperServer {
     for (const fd of this.#ways.values()) closeDescriptor(fd);
     this.#ways.clear();
     for (const { key } of this.#holdings.all()) this.#drop(key);
+    for (const fd of this.#low) closeDescriptor(fd);
     await new Promise<void>((done) => this.#server.close(() => done()));
   }
 
@@ -216,8 +226,8 @@ export class KeeperServer {
           closeDescriptor(fd);
           this.#refuse(engine, 'keep', message.key, 'this engine has not claimed');
         } else {
-          const before = this.#holdings.keep(message.key, message.kind, message.label, fd);
-          if (before !== null) closeDescriptor(before);
+          const before = this.#holdings.keep(message.key, message.kind, message.label, this.#place(message.kind, fd));
+          if (before !== null) this.#letGo(before);
         }
         break;
       }
@@ -253,7 +263,35 @@ export class KeeperServer {
 
   #drop(key: string): void {
     const fd = this.#holdings.drop(key);
-    if (fd !== null) closeDescriptor(fd);
+    if (fd !== null) this.#letGo(fd);
+  }
+
+  /**
+   * Gives a descriptor a number by which it is closed in the right order when this process dies and nobody else holds it: first listening
+   * sockets, by whose mark the ends of connections could leave the host, and last what holds acknowledgements back.
+   */
+  #place(kind: Kind, fd: number): number {
+    if (kind === 'client') return fd;
+    if (kind === 'listener') {
+      const high = duplicateHigh(fd);
+      closeDescriptor(fd);
+      return high;
+    }
+    const low = this.#low.pop();
+    if (low === undefined) return fd;
+    moveOnto(fd, low);
+    this.#lowUsed.add(low);
+    return low;
+  }
+
+  #letGo(fd: number): void {
+    if (!this.#lowUsed.delete(fd)) {
+      closeDescriptor(fd);
+      return;
+    }
+    // The number stays reserved.
+    moveOnto(reserveDescriptor(), fd);
+    this.#low.push(fd);
   }
 
   async #upgrade(operator: Peer): Promise<void> {

@@ -1,4 +1,3 @@
-import { once } from 'node:events';
 import type { Duplex } from 'node:stream';
 
 /** Types of packets, MS-TDS 2.2.3.1.1. */
@@ -199,11 +198,22 @@ export class ReplyStream {
     return this.out.writableNeedDrain;
   }
 
+  #draining: Promise<void> | null = null;
+
   /** Waits until the client takes more, where it is slow. */
   async drained(): Promise<void> {
-    if (this.out.writableNeedDrain && !this.out.destroyed) {
-      await Promise.race([once(this.out, 'drain'), once(this.out, 'close')]).catch(() => {});
-    }
+    const { out } = this;
+    if (!out.writableNeedDrain || out.destroyed) return;
+    // Many rows wait for one and the same thing.
+    this.#draining ??= new Promise((done) => {
+      const settle = () => {
+        out.off('drain', settle).off('close', settle).off('error', settle);
+        this.#draining = null;
+        done();
+      };
+      out.on('drain', settle).on('close', settle).on('error', settle);
+    });
+    await this.#draining;
   }
 
   end(): void {

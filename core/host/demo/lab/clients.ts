@@ -96,7 +96,7 @@ export interface Pauses {
   readonly silent: number;
 }
 
-/** Clients with the unmodified `pg` driver on a host of the lab, in a process of their own. */
+/** Clients on a host of the lab, in a process of their own; with the unmodified `pg` driver where nothing else is said. */
 export class ClientHost {
   readonly #remote: Remote;
 
@@ -106,9 +106,9 @@ export class ClientHost {
 
   /**
    * Starts the process; nothing is connected yet. Clients write into the tables of `createLedger`, with at least {@link accounts} accounts.
+   * @param remote a script with other clients on that host, which answers the same questions
    */
-  static async start(host: Host): Promise<ClientHost> {
-    const remote = host.script('client.js');
+  static async start(host: Host, remote: Remote = host.script('client.js')): Promise<ClientHost> {
     await remote.ask('hello');
     return new ClientHost(remote);
   }
