@@ -242,9 +242,25 @@ export function onlyTells(name: string): boolean {
   return TELLING.has(plain);
 }
 
-/** Understands a text. */
+/** Longer texts are read anew each time: they seldom come twice. */
+const LONGEST = 4096;
+/** So many texts are remembered in each of two generations: what was not asked for while the younger one filled up is forgotten with the older. */
+const REMEMBERED = 1024;
+let young = new Map<string, BatchFacts>();
+let old = new Map<string, BatchFacts>();
+
+/** Understands a text. What it gives is shared by all who ask for the same one. */
 export function readBatch(sql: string): BatchFacts {
-  return new BatchReader(sql, lex(sql)).read();
+  if (sql.length > LONGEST) return new BatchReader(sql, lex(sql)).read();
+  let facts = young.get(sql);
+  if (facts !== undefined) return facts;
+  facts = old.get(sql) ?? new BatchReader(sql, lex(sql)).read();
+  if (young.size === REMEMBERED) {
+    old = young;
+    young = new Map();
+  }
+  young.set(sql, facts);
+  return facts;
 }
 
 class BatchReader {
