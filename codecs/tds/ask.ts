@@ -9,13 +9,14 @@ import {
   type ReturnValue,
   readColumns,
   readMessage,
+  readReturnStatus,
   readReturnValue,
   readRow,
   type ServerMessage,
 } from './facts.js';
 import { EOM, HEADER_LENGTH, packets, RPC, SQL_BATCH } from './packet.js';
 import { writeSqlBatch } from './request.js';
-import { COLMETADATA, DONEPROC, ENVCHANGE, ERROR, RETURNVALUE, TokenReader } from './tokens.js';
+import { COLMETADATA, DONEPROC, ENVCHANGE, ERROR, RETURNSTATUS, RETURNVALUE, TokenReader } from './tokens.js';
 import { type Dialect, TDS_7_2 } from './version.js';
 
 /** What a server answered. */
@@ -25,6 +26,8 @@ export interface Told {
   readonly errors: readonly ServerMessage[];
   /** Types of the ENVCHANGEs. */
   readonly changes: readonly number[];
+  /** What procedures returned. */
+  readonly statuses: readonly number[];
   /** The return values of each call of an RPC, null where it failed. */
   readonly calls: readonly (readonly ReturnValue[] | null)[];
 }
@@ -72,6 +75,7 @@ export function readTold(payload: Uint8Array, dialect: Dialect): Told {
   const rows: Value[][] = [];
   const errors: ServerMessage[] = [];
   const changes: number[] = [];
+  const statuses: number[] = [];
   const calls: (ReturnValue[] | null)[] = [];
   let returned: ReturnValue[] = [];
   let failed = false;
@@ -85,7 +89,8 @@ export function readTold(payload: Uint8Array, dialect: Dialect): Told {
       else if (type === ERROR) {
         errors.push(readMessage(bytes, start, end, dialect));
         failed = true;
-      } else if (type === RETURNVALUE) returned.push(readReturnValue(bytes, start, end, { dialect }));
+      } else if (type === RETURNSTATUS) statuses.push(readReturnStatus(bytes, start, end));
+      else if (type === RETURNVALUE) returned.push(readReturnValue(bytes, start, end, { dialect }));
       else if (type === DONEPROC) {
         calls.push(failed ? null : returned);
         returned = [];
@@ -99,7 +104,7 @@ export function readTold(payload: Uint8Array, dialect: Dialect): Told {
     },
   });
   reader.endMessage();
-  return { rows, errors, changes, calls };
+  return { rows, errors, changes, statuses, calls };
 }
 
 /** A value as text: of character types in UTF-16, else its digits. Null for NULL. */

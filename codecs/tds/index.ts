@@ -5,6 +5,7 @@ import { ENV_BEGIN } from './facts.js';
 import { greet } from './greet.js';
 import { ALPN } from './handshake.js';
 import { login } from './login.js';
+import { markers } from './marks.js';
 import { DEFAULT_PACKET_SIZE, packetLength } from './packet.js';
 import { activity, OWN, probe, terminate } from './probe.js';
 import { type FrozenSession, type SharedFacts, TdsSession } from './session.js';
@@ -40,6 +41,7 @@ const tds: Codec = {
 
   probe,
   terminate,
+  markers,
   activity,
 
   // Unused: what a client cancels, it cancels in its own connection.

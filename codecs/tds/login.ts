@@ -5,6 +5,7 @@ import { readMessageOf } from './ask.js';
 import { unicode } from './bytes.js';
 import { LOGIN_REFUSED, loginRefusal, refusalOf } from './errors.js';
 import {
+  ENV_DATABASE,
   ENV_ENHANCED_ROUTING,
   ENV_PACKETSIZE,
   ENV_PARTNER,
@@ -140,6 +141,7 @@ function readAnswer(payload: Uint8Array, spid: number, asked: Dialect): LoginOut
   let packetSize = DEFAULT_PACKET_SIZE;
   let columnEncryption = false;
   let dataClassification = 0;
+  let database: string | undefined;
   let unsupported: string | null = null;
   const reader = new TokenReader(asked);
   reader.push(payload, 0, payload.length, {
@@ -157,6 +159,7 @@ function readAnswer(payload: Uint8Array, spid: number, asked: Dialect): LoginOut
           const kind = envChangeType(bytes, start);
           if (kind === ENV_PACKETSIZE)
             packetSize = Number(envChangeText(readEnvChange(bytes, start, end).newValue)) || packetSize;
+          else if (kind === ENV_DATABASE) database = envChangeText(readEnvChange(bytes, start, end).newValue);
           // Clients that followed these would pass the gateway by.
           else if (kind === ENV_PARTNER) keep = false;
           else if (kind === ENV_ROUTING || kind === ENV_ENHANCED_ROUTING)
@@ -189,7 +192,7 @@ function readAnswer(payload: Uint8Array, spid: number, asked: Dialect): LoginOut
   }
   const tokens = Buffer.concat(kept);
   const facts: LoginFacts = { dialect, packetSize, spid, tokens, columnEncryption, dataClassification };
-  return { ok: true, login: { cancelKey: null, backendId: String(spid), facts } };
+  return { ok: true, login: { cancelKey: null, backendId: String(spid), facts, database } };
 }
 
 /** A refusal of the gateway's own. */

@@ -15,12 +15,21 @@ export const OWN: Speech = { dialect: TDS_7_4, packetSize: DEFAULT_PACKET_SIZE }
 const FACTS = `SELECT CAST(DATABASEPROPERTYEX(DB_NAME(), 'Updateability') AS nvarchar(60)),
   CAST(family_guid AS nvarchar(36)),
   CAST(recovery_fork_guid AS nvarchar(36)),
-  CONVERT(nvarchar(30), (SELECT sqlserver_start_time FROM sys.dm_os_sys_info), 121)
+  CONVERT(nvarchar(30), (SELECT sqlserver_start_time FROM sys.dm_os_sys_info), 121),
+  CAST(SERVERPROPERTY('ServerName') AS nvarchar(128))
 FROM sys.database_recovery_status WHERE database_id = DB_ID()`;
+
+/** What {@link ServerFacts.history} is. */
+export interface History {
+  readonly fork: string | null;
+  /** Its name, which no other one has. */
+  readonly server: string | null;
+}
 
 /**
  * Learns what the server is, over a connection of the gateway's own. SQL Server has no number that grows with each promotion: `timeline`
- * is 0, and of two servers that take writes the one that serves goes on serving.
+ * is 0, and of two servers that take writes the one that serves goes on serving. That it was promoted once more shows in its
+ * recovery fork, without which somebody who was fenced and came back could not be told from who is lost now.
  *
  * @throws ProtocolViolation when the server answers with an error (it names the number) or not at all
  */
@@ -29,19 +38,19 @@ export function* probe(): Exchange<ServerFacts> {
   if (errors.length > 0)
     throw new ProtocolViolation(`the server refused to be probed (error ${errors[0].number})`, 'server');
   const [row] = rows;
-  if (row === undefined || row.length !== 4)
+  if (row === undefined || row.length !== 5)
     throw new ProtocolViolation('the server did not answer the probe', 'server');
-  const [updateability, family, fork, started] = row.map(textOf);
+  const [updateability, family, fork, started, server] = row.map(textOf);
   const writable = updateability === 'READ_WRITE';
   return {
     role: writable ? 'primary' : 'standby',
     writable,
     system: family ?? '',
     timeline: 0,
-    instance: started ?? '',
+    instance: writable ? `${started} ${fork}` : (started ?? ''),
     position: -1n,
     lagBytes: null,
-    history: { fork },
+    history: { fork, server } satisfies History,
   };
 }
 

@@ -41,7 +41,7 @@ import {
   wellKnown,
 } from './rpc.js';
 import { type BatchFacts, onlyTells, readBatch } from './sql.js';
-import type { Dialect } from './version.js';
+import { type Dialect, TDS_7_3 } from './version.js';
 
 /** A statement that was prepared: its parameters' declaration and its text. */
 export interface Prepared {
@@ -60,6 +60,12 @@ export interface View {
   readonly depth: number | null;
   /** SET IMPLICIT_TRANSACTIONS ON. */
   readonly implicit: boolean;
+  /** Whether it is ON cannot be told. */
+  readonly unsure: boolean;
+  /** SET XACT_ABORT ON, as far as can be told: what fails ends the transaction. */
+  readonly aborting: boolean;
+  /** Nothing is run of what is told. */
+  readonly idle: boolean;
   readonly savepoints: ReadonlySet<string>;
   /** The statement behind a handle of the client's. */
   prepared(handle: number): Prepared | undefined;
@@ -156,6 +162,8 @@ export function understand(bytes: Uint8Array, start: number, end: number, view: 
   }
   if (reset !== 0) {
     request.reset = true;
+    // A transaction around it would be rolled back where there is no other word for it.
+    if (view.dialect < TDS_7_3) request.guardable = false;
     // An open transaction is rolled back by it, unless it says otherwise.
     if (view.open && reset === RESETCONNECTION) unclear(request, true);
   }
@@ -187,7 +195,7 @@ function text(request: TdsRequest, facts: BatchFacts, view: View): void {
     if (view.implicit && !view.open && facts.touchesTables) {
       request.effect = 'begin';
       request.decides = true;
-    }
+    } else request.guardable = guardable(facts, view);
     return;
   }
   request.decides = true;
@@ -208,6 +216,7 @@ function text(request: TdsRequest, facts: BatchFacts, view: View): void {
       // Within others it ends nothing.
       const inner = view.depth !== null && view.depth > 1 && !facts.conditional;
       request.effect = inner || !view.open ? 'read' : 'commit';
+      request.provable = !view.idle;
       return;
     }
     if (first.verb === 'rollback') {
@@ -216,6 +225,16 @@ function text(request: TdsRequest, facts: BatchFacts, view: View): void {
     }
   }
   unclear(request, view.open);
+}
+
+/**
+ * Does it do the same in a transaction of the gateway's own, committed whatever fails in it? With XACT_ABORT ON a failure takes all with it, and so
+ * more than one change does not.
+ */
+function guardable(facts: BatchFacts, { aborting, unsure }: View): boolean {
+  const { changes, solitary, settings, database, unknown } = facts;
+  if (solitary || unsure || database !== null || unknown.length > 0 || (aborting && changes > 1)) return false;
+  return settings.every(({ option }) => option === 'NOCOUNT');
 }
 
 function manager(request: TdsRequest, bytes: Uint8Array, from: number, end: number, view: View): void {
@@ -230,7 +249,7 @@ function manager(request: TdsRequest, bytes: Uint8Array, from: number, end: numb
       return;
     case TM_COMMIT_XACT:
       request.effect = !open || (depth !== null && depth > 1) ? 'read' : 'commit';
-      request.provable = next === null;
+      request.provable = next === null && !view.idle;
       return;
     case TM_ROLLBACK_XACT:
       request.effect = !open || (name !== '' && savepoints.has(name)) ? 'read' : 'rollback';
@@ -393,6 +412,7 @@ function opens(request: TdsRequest, sql: string | null, view: View): void {
 
 /** Several calls of sp_executesql: all of them count. */
 function texts(request: TdsRequest, bytes: Uint8Array, calls: readonly RpcCall[], view: View): void {
+  request.guardable = calls.length > 0;
   for (const call of calls) {
     const sql = statementText(bytes, call);
     const facts = sql === null ? null : readBatch(sql);
@@ -401,6 +421,7 @@ function texts(request: TdsRequest, bytes: Uint8Array, calls: readonly RpcCall[]
       return;
     }
     request.unknown.push(...facts.unknown);
+    if (view.aborting || !guardable(facts, view)) request.guardable = false;
     if (facts.writes) {
       request.writes = true;
       request.effect = 'write';

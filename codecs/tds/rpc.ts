@@ -7,6 +7,8 @@ import { Reader, uint32, utf16, Writer } from './bytes.js';
 import { integerOf, readTypeInfo, readValue, type TypeInfo } from './facts.js';
 import { type AllHeaders, allHeaders, readAllHeaders } from './request.js';
 import {
+  BIGBINARYTYPE,
+  BITNTYPE,
   BYTELEN,
   CHARBIN_NULL,
   LONGCHAR,
@@ -310,6 +312,18 @@ export function integerParameter(number: number | null, name?: string, status?: 
   if (number !== null) value.ulong(number);
   return { name, status, typeInfo: Uint8Array.of(0x26, 4), value: value.done() };
 }
+
+/** A binary of the value's own length. */
+export const binaryParameter = (value: Uint8Array): WrittenParameter => ({
+  typeInfo: new Writer().byte(BIGBINARYTYPE).ushort(value.length).done(),
+  value: new Writer().ushort(value.length).raw(value).done(),
+});
+
+/** A bit. */
+export const bitParameter = (on: boolean): WrittenParameter => ({
+  typeInfo: Uint8Array.of(BITNTYPE, 1),
+  value: Uint8Array.of(1, on ? 1 : 0),
+});
 
 /** One call to be written: a well-known procedure by its number, or another by its name. */
 export interface WrittenCall {

@@ -11,6 +11,7 @@ import {
   INSPECT,
   type Injection,
   type LoginResult,
+  type Marker,
   ProtocolViolation,
   RELAY,
   type Request,
@@ -20,6 +21,7 @@ import {
   type Sink,
   type StatusQuestion,
   type TransactionStatus,
+  VERDICT,
 } from '../../core/contract/index.js';
 import { askBatch, askRpc, type Speech, textOf, type Value } from './ask.js';
 import {
@@ -36,6 +38,7 @@ import { errorOf, gatewayError } from './errors.js';
 import {
   DONE_ATTN,
   DONE_ERROR,
+  DONE_MORE,
   doneStatus,
   ENV_BEGIN,
   ENV_COMMIT,
@@ -66,7 +69,8 @@ import {
 import type { Startup } from './greet.js';
 import { BatchInjection } from './inject.js';
 import type { LoginFacts } from './login.js';
-import { ATTENTION, IGNORE, packets, TABULAR_RESULT } from './packet.js';
+import { PutMark } from './marks.js';
+import { ATTENTION, IGNORE, packets, RESETCONNECTION, RESETCONNECTIONSKIPTRAN, TABULAR_RESULT } from './packet.js';
 import { allHeaders, hasHeaders, readAllHeaders, rewriteDescriptor } from './request.js';
 import { type Prepared, type TdsRequest, understand, type View } from './requests.js';
 import { integerParameter, SP_CURSORPREPARE, SP_PREPARE, textParameter, writeRpc } from './rpc.js';
@@ -78,6 +82,10 @@ import { attentionDone, done, endChange, error, info, mappedChange } from './wri
 const EMPTY = new Uint8Array(0);
 /** So many statements are prepared again at a time. */
 const PREPARES = 32;
+/** With one of these a statement begins a transaction by itself. */
+const IMPLICIT = ['IMPLICIT_TRANSACTIONS', 'ANSI_DEFAULTS'];
+/** With one of these a session runs nothing of what it is told. */
+const IDLE = ['NOEXEC', 'PARSEONLY', 'FMTONLY', 'SHOWPLAN_ALL', 'SHOWPLAN_TEXT', 'SHOWPLAN_XML'];
 /** Kinds of statements in DONE, for what the gateway answers itself. */
 const CUR_COMMIT = 0xd5;
 const CUR_ROLLBACK = 0xd6;
@@ -101,8 +109,25 @@ export class TdsSession implements SessionCodec {
   readonly serial = true;
   stale = false;
   readonly collecting = 0;
-  readonly guard = null;
   readonly token = null;
+  readonly guard = {
+    begin: (): Injection =>
+      this.own('BEGIN TRANSACTION', (failed) => {
+        // No descriptor comes of it where servers do not tell of transactions in text, and before 7.2.
+        if (!failed && this.serverDescriptor === 0n) this.textOpen = true;
+      }),
+    // It may be over already.
+    commit: (): Injection => this.own('IF @@TRANCOUNT > 0 COMMIT TRANSACTION'),
+    rollback: (): Injection => this.own('IF @@TRANCOUNT > 0 ROLLBACK TRANSACTION', () => this.leave()),
+    keeps: true,
+  };
+  readonly marker: Marker = {
+    binding: false,
+    insert: (mark) => {
+      // Behind a statement by itself clients ask for @@IDENTITY; behind a COMMIT hardly one does, and to keep it costs a temporary table.
+      return new PutMark(mark, this.guarded, this.dialect, () => this.over(ENV_ROLLBACK));
+    },
+  };
 
   private readonly startup: Startup;
   private fromClient = new FromClient();
@@ -133,6 +158,9 @@ export class TdsSession implements SessionCodec {
   /** BEGINs without their COMMITs, null when that is not known. */
   private depth: number | null = 0;
   private readonly savepoints = new Set<string>();
+
+  /** A transaction of the gateway's own is around the client's request. */
+  private guarded = false;
 
   private readonly handles = new Map<number, Handle>();
   /** How to undo what the open unit did to `handles`. */
@@ -195,7 +223,9 @@ export class TdsSession implements SessionCodec {
         if (server !== undefined)
           Buffer.from(payload.buffer, payload.byteOffset).writeInt32LE(server, uses.at - FRAME_HEADER);
       }
-      out.push(packets(kind, payload, this.speech.packetSize, flags));
+      // A reset leaves the gateway's own transaction alone.
+      const keeps = request !== null && this.guarded && (flags & RESETCONNECTION) !== 0;
+      out.push(packets(kind, payload, this.speech.packetSize, keeps ? RESETCONNECTIONSKIPTRAN : flags));
     }
     return out.length === 1 ? out[0] : Buffer.concat(out);
   }
@@ -222,9 +252,13 @@ export class TdsSession implements SessionCodec {
         out.boundary = true;
         return true;
       case DONE:
-      case DONEPROC:
-        if (this.owed && (doneStatus(bytes, start + FRAME_HEADER) & DONE_ATTN) !== 0) this.acknowledged = true;
+      case DONEPROC: {
+        const status = doneStatus(bytes, start + FRAME_HEADER);
+        if (this.owed && (status & DONE_ATTN) !== 0) this.acknowledged = true;
+        // It tells that the request is done.
+        if (this.guarded && (status & DONE_MORE) === 0) return true;
         break;
+      }
       case ERROR:
         return true;
       case PACKET_END:
@@ -269,7 +303,10 @@ export class TdsSession implements SessionCodec {
       dialect: this.speech.dialect,
       open: this.open,
       depth: this.depth,
-      implicit: this.state.isOn('IMPLICIT_TRANSACTIONS') || this.state.isOn('ANSI_DEFAULTS'),
+      implicit: IMPLICIT.some((option) => this.state.isOn(option)),
+      unsure: IMPLICIT.some((option) => this.state.unsureOf(option)),
+      aborting: this.state.isOn('XACT_ABORT') || this.state.unsureOf('XACT_ABORT'),
+      idle: IDLE.some((option) => this.state.isOn(option)),
       savepoints: this.savepoints,
       prepared: (handle) => this.handles.get(handle)?.prepared ?? undefined,
     };
@@ -277,6 +314,12 @@ export class TdsSession implements SessionCodec {
 
   sent(request: Request): void {
     this.sending = request as TdsRequest;
+  }
+
+  /** A batch of the gateway's own. */
+  private own(text: string, done: (failed: boolean) => void = () => {}): Injection {
+    const batch = new BatchInjection(text, this.dialect);
+    return Object.assign(batch, { done: () => done(batch.failed() !== null) });
   }
 
   // ------------------------------------------------------------------------------------------------------- from the server
@@ -316,7 +359,10 @@ export class TdsSession implements SessionCodec {
         const change = readEnvChange(token, 0, token.length);
         const client = this.clientDescriptor;
         this.serverDescriptor = 0n;
+        this.textOpen = false;
         this.ended = true;
+        // Its client knows of none.
+        if (this.guarded) return null;
         if (this.head === null) return token;
         this.clientDescriptor = 0n;
         return mappedChange(change, 0n, client === 0n ? envChangeDescriptor(change.oldValue) : client);
@@ -366,6 +412,7 @@ export class TdsSession implements SessionCodec {
       sink.error(errorOf(message));
       return FORWARD;
     }
+    if (bytes[start] === DONE || bytes[start] === DONEPROC) return VERDICT;
     const { head } = this;
     this.head = null;
     this.owed = false;
@@ -407,7 +454,7 @@ export class TdsSession implements SessionCodec {
         this.textOpen = count > 0 && this.serverDescriptor === 0n;
         if (count === 0) this.serverDescriptor = 0n;
         this.finish(head);
-        this.depth = count;
+        if (!this.guarded) this.depth = count;
       },
       status: () => this.status,
     });
@@ -429,6 +476,8 @@ export class TdsSession implements SessionCodec {
       this.setHandle(request.closes.handle, undefined);
     }
     if (request.saves !== null && !failed) this.savepoints.add(request.saves);
+    // The transaction is none of the client's.
+    if (this.guarded) return;
     this.count(request);
     // Only its answer tells that it did not end the transaction.
     const decides = request.effect === 'commit' || request.effect === 'rollback';
@@ -471,9 +520,22 @@ export class TdsSession implements SessionCodec {
 
   // --------------------------------------------------------------------------------------------------------------- state
 
-  guardBegun(): void {}
+  guardBegun(): void {
+    this.guarded = true;
+  }
 
-  guardEnded(): void {}
+  guardEnded(): void {
+    this.guarded = false;
+    this.leave();
+    this.open = false;
+    this.unitEnd();
+  }
+
+  /** The transaction on the server is over. */
+  private leave(): void {
+    this.serverDescriptor = 0n;
+    this.textOpen = false;
+  }
 
   rewind(): void {
     // A replay that was cut short has seen less than the client.
@@ -492,8 +554,8 @@ export class TdsSession implements SessionCodec {
     this.amid = false;
     this.owed = false;
     this.acknowledged = false;
-    this.serverDescriptor = 0n;
-    this.textOpen = false;
+    this.guarded = false;
+    this.leave();
     this.state.rewind();
   }
 
@@ -664,6 +726,7 @@ export class TdsSession implements SessionCodec {
       serverDescriptor: this.serverDescriptor,
       textOpen: this.textOpen,
       began: this.began,
+      guarded: this.guarded,
       open: this.open,
       depth: this.depth,
       savepoints: this.savepoints,
@@ -706,6 +769,7 @@ export interface FrozenSession {
   readonly serverDescriptor: bigint;
   readonly textOpen: boolean;
   readonly began: boolean;
+  readonly guarded: boolean;
   readonly open: boolean;
   readonly depth: number | null;
   readonly savepoints: Set<string>;

@@ -38,6 +38,10 @@ export interface BatchFacts {
   readonly dropped: readonly string[];
   /** It announces a bulk load. */
   readonly bulk: boolean;
+  /** Statements that change something durable. */
+  readonly changes: number;
+  /** In a transaction of somebody else's it may do other than by itself: it asks for the transaction, cannot run in one, or catches errors. */
+  readonly solitary: boolean;
 }
 
 /** BEGIN, COMMIT, ROLLBACK or SAVE; the name behind it, empty without one or when a variable holds it. */
@@ -230,6 +234,8 @@ const HARMLESS = new Set([
 const STARTS = new Set([...WRITES, ...OPAQUE, ...HARMLESS]);
 /** What makes statements run once, never or often. */
 const CONDITIONS = new Set(['IF', 'WHILE', 'GOTO', 'RETURN', 'TRY', 'THROW']);
+/** What asks for the transaction, catches an error (which leaves a transaction that can only be rolled back), or waits with all locks. */
+const SOLITARY = new Set(['XACT_STATE', 'CURRENT_TRANSACTION_ID', 'DM_TRAN_CURRENT_TRANSACTION', 'TRY', 'WAITFOR']);
 /** Objects that cannot be made, changed or dropped inside a transaction, or whose body is not run here. */
 const OUTSIDE = new Set(['DATABASE', 'FULLTEXT', 'AVAILABILITY', 'SERVER', 'ENDPOINT', 'LOGIN']);
 const BODIES = new Set(['PROCEDURE', 'PROC', 'FUNCTION', 'TRIGGER', 'VIEW']);
@@ -306,6 +312,8 @@ class BatchReader {
   private readonly made: string[] = [];
   private readonly dropped: string[] = [];
   private bulk = false;
+  private changes = 0;
+  private solitary = false;
   /** Verb of the statement that is being read. */
   private verb = '';
   /** UPDATE came, and its SET did not. */
@@ -324,7 +332,11 @@ class BatchReader {
       this.begin('EXEC');
       this.call(tokens.indexOf(first));
     }
-    for (let at = 0; at < tokens.length; at++) if (tokens[at].kind === 'word') at = this.word(at);
+    for (let at = 0; at < tokens.length; at++) {
+      const { kind, text } = tokens[at];
+      if (kind === 'word') at = this.word(at);
+      else if (kind === 'variable' && text.toUpperCase() === '@@TRANCOUNT') this.solitary = true;
+    }
     return {
       label: this.label,
       statements: this.statements,
@@ -333,6 +345,8 @@ class BatchReader {
       control: this.control,
       touchesTables: this.touchesTables,
       conditional: this.conditional,
+      changes: this.changes,
+      solitary: this.solitary,
       settings: this.settings,
       unknown: this.unknown,
       database: this.database,
@@ -365,6 +379,7 @@ class BatchReader {
     // A member of something: a column may have any name there.
     if (this.textAt(at - 1) === '.') return at;
     if (CONDITIONS.has(text)) this.conditional = true;
+    if (SOLITARY.has(text)) this.solitary = true;
     if (text.startsWith('#') && (this.verb === 'CREATE' || this.verb === 'DROP')) {
       (this.verb === 'CREATE' ? this.made : this.dropped).push(text.toLowerCase());
     }
@@ -382,11 +397,17 @@ class BatchReader {
       case 'INTO':
         if (this.verb === 'SELECT' && depth === 0) {
           if (this.textAt(at + 1).startsWith('#')) this.made.push(this.textAt(at + 1).toLowerCase());
-          else this.writes = true;
+          else {
+            this.writes = true;
+            this.changes++;
+          }
         }
         return at;
       case 'VALUE':
-        if (this.isWord(at - 1, 'NEXT') && this.isWord(at + 1, 'FOR')) this.writes = true;
+        if (this.isWord(at - 1, 'NEXT') && this.isWord(at + 1, 'FOR')) {
+          this.writes = true;
+          this.changes++;
+        }
         return at;
       case 'BULK':
         if (this.isWord(at - 1, 'INSERT')) this.bulk = true;
@@ -451,6 +472,12 @@ class BatchReader {
       if (temporary) return;
     }
     this.writes = true;
+    this.changes++;
+    // What a loop does, it does often.
+    if (this.tokens.some(({ kind, text: word }) => kind === 'word' && (word === 'WHILE' || word === 'GOTO')))
+      this.changes++;
+    // It commits by itself.
+    if (text === 'UPDATE' && this.isWord(at + 1, 'STATISTICS')) this.solitary = true;
   }
 
   private opaqueVerb(at: number): number {

@@ -60,6 +60,12 @@ export class SessionState {
     return on;
   }
 
+  /** May this setting be another one than is known? */
+  unsureOf(option: string): boolean {
+    const name = `setting ${option}`;
+    return this.settled.unknown.has(name) || this.unit.some(({ unknown }) => unknown.includes(name));
+  }
+
   unitEnd(): void {
     this.believed = [];
     if (this.unit.length === 0) return;

@@ -11,6 +11,7 @@ export type Dialect = number;
 
 export const TDS_7_1: Dialect = 0x71;
 export const TDS_7_2: Dialect = 0x72;
+export const TDS_7_3: Dialect = 0x73;
 export const TDS_7_4: Dialect = 0x74;
 export const TDS_8_0: Dialect = 0x80;
 

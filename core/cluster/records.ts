@@ -93,12 +93,17 @@ export interface PlainOrigin {
   readonly backendId: string;
 }
 
-/** A session at a moment between two inputs. */
-export interface Snapshot {
+/** A session as it tells of itself, at a moment between two inputs. */
+export interface SessionSnapshot {
   /** `Session.capsule`. */
   readonly capsule: unknown;
   /** Bytes of the client that it was given so far. */
   readonly received: number;
+  readonly origin: PlainOrigin | null;
+}
+
+/** The same with what its connection knows. */
+export interface Snapshot extends SessionSnapshot {
   /**
    * Its host may have acknowledged the first so many bytes of the client before it began to hold acknowledgements: without them nobody can go on, and
    * the client will not send them again. 0 where none are held.
@@ -108,7 +113,6 @@ export interface Snapshot {
   readonly said: number;
   /** The last of these bytes, which its TCP has not acknowledged; those that its kernel was not given are all among them. */
   readonly unsaid: readonly Uint8Array[];
-  readonly origin: PlainOrigin | null;
 }
 
 /** Calls of a session besides bytes, which the host makes. */

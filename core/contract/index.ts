@@ -226,6 +226,8 @@ export interface LoginResult {
   readonly backendId: string;
   /** Codec-specific facts (parameters told at login), plain data. */
   readonly facts: unknown;
+  /** The database that the server put the session into, where that need not be what the client asked for. */
+  readonly database?: string;
 }
 
 export type LoginOutcome =
@@ -243,7 +245,7 @@ export interface ServerFacts {
   readonly system: string;
   /** Grows with every promotion. */
   readonly timeline: number;
-  /** Changes with every start of the server process. */
+  /** Changes with every start of the server process, and, where {@link timeline} does not grow, with every promotion. */
   readonly instance: string;
   /** Position in the log, comparable within a history; -1n when unknown. */
   readonly position: bigint;
@@ -523,8 +525,10 @@ export interface SessionCodec {
     begin(): Injection;
     commit(): Injection;
     rollback(): Injection;
-    /** Puts the open transaction into the failed state, as an error of a statement does. */
-    fail(): Injection;
+    /** Puts the open transaction into the failed state, as an error of a statement does. Absent where there is no such state. */
+    fail?(): Injection;
+    /** What fails undoes itself alone: what else the guarded request did is committed all the same, unless its transaction is over. */
+    readonly keeps?: boolean;
   } | null;
   /** Learns the outcome token of the open transaction. Null where the protocol has none. */
   readonly token: (() => TokenInjection) | null;
@@ -656,8 +660,11 @@ export interface Codec {
   session(context: SessionContext): SessionCodec;
   /** The codec of a session as {@link SessionCodec.freeze} left it. */
   thaw(context: SessionContext, frozen: unknown): SessionCodec;
-  /** Runs through what only a failover needs, without effect, so that the first one does not wait for code that never ran. May take 0.1 s. */
-  warmUp?(): void;
+  /**
+   * Runs through what only a failover needs, without effect, so that the first one does not wait for code that never ran: a piece of that, of a
+   * few ms. False when there is nothing more to do.
+   */
+  warmUp?(): boolean;
 }
 
 // --------------------------------------------------------------------------------------------------------------- plugins

@@ -233,27 +233,29 @@ export function createMetrics(
           this.set(read(pair()));
         },
       });
-    const byAddress = (name: string, help: string, read: (of: PairFigures['addresses'][number]) => number) =>
-      new Gauge({
-        name,
-        help,
-        registers,
-        labelNames: ['address'],
-        collect() {
-          for (const each of pair().addresses) this.set({ address: each.address }, read(each));
-        },
-      });
+    const gauges = <T>(label: string, all: () => readonly T[], key: (of: T) => string) => {
+      return (name: string, help: string, read: (of: T) => number) =>
+        new Gauge({
+          name,
+          help,
+          registers,
+          labelNames: [label],
+          collect() {
+            for (const each of all()) this.labels(key(each)).set(read(each));
+          },
+        });
+    };
+    const byAddress = gauges(
+      'address',
+      () => pair().addresses,
+      ({ address }) => address,
+    );
+    const byPeer = gauges(
+      'peer',
+      () => pair().peers,
+      ({ peer }) => peer,
+    );
     gauge('outlive_pair_link_up', 'Whether any other gateway is there.', ({ linkUp }) => Number(linkUp));
-    const byPeer = (name: string, help: string, read: (of: PairFigures['peers'][number]) => number) =>
-      new Gauge({
-        name,
-        help,
-        registers,
-        labelNames: ['peer'],
-        collect() {
-          for (const each of pair().peers) this.set({ peer: each.peer }, read(each));
-        },
-      });
     byPeer('outlive_pair_peer_up', 'Whether the link to this other gateway is up.', ({ linked }) => Number(linked));
     byPeer('outlive_pair_peer_follows', 'Whether it follows the sessions here.', ({ follows }) => Number(follows));
     gauge('outlive_pair_followed', 'Sessions here that another gateway follows.', ({ followed }) => followed);

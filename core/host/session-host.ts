@@ -1,6 +1,6 @@
 import { randomBytes } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { type Call, type Mention, type Opening, RECORD, type Snapshot } from '../cluster/records.js';
+import { type Call, type Mention, type Opening, RECORD, type SessionSnapshot } from '../cluster/records.js';
 import type { Shadow } from '../cluster/shadow.js';
 import {
   type Blocker,
@@ -306,7 +306,7 @@ export class SessionHost implements SessionIo, Relocatable {
       listener.limits,
       this,
       env.stats,
-      proofOf(listener, codec, database),
+      proofOf(listener, codec, connection.login.database ?? database),
     );
     this.session = session;
     const key = this.newKey(codec.cancelKeyLength(connection.login));
@@ -407,7 +407,7 @@ export class SessionHost implements SessionIo, Relocatable {
     };
   }
 
-  private snapshot(): Omit<Snapshot, 'said' | 'unsaid' | 'promised'> | null {
+  private snapshot(): SessionSnapshot | null {
     const { origin, session } = this;
     const capsule = session!.capsule();
     if (capsule === null) return null;
@@ -1285,9 +1285,9 @@ export class SessionHost implements SessionIo, Relocatable {
   /** When the session last left a row that proves a commit, by the time of day: that goes on while this host is suspended. */
   private markedAt = 0;
 
-  marked(): void {
+  marked(database: string): void {
     this.markedAt = Date.now();
-    this.env.marked(this.greeting!.identity.database);
+    this.env.marked(database);
   }
 
   acknowledged(token: OutcomeToken): void {

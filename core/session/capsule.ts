@@ -13,7 +13,7 @@ export interface Capsule {
 }
 
 /** {@link Unit} without its methods. */
-export type FrozenUnit = Omit<Unit, 'unprovable' | 'inDoubt' | 'reset' | 'rearm'>;
+export type FrozenUnit = Omit<Unit, 'unprovable' | 'inDoubt' | 'reset' | 'rearm' | 'goOn'>;
 
 /** A request that waits, see `Item`. */
 export interface FrozenItem {
@@ -35,7 +35,7 @@ export interface FrozenPending {
  * - holds something only inside of a call: `outBytes`, `outStart`, `outEnd`, `corked`, `header`, `readyStatus`, `readyQuestion`, `doubtError`,
  *   `judged`, `proceeding`;
  * - belongs to states in which there is no capsule: `doubtRest`, `doubted`, `replayQueue`;
- * - goes with an injection, during which there is none: `inquiring`, `abandoning`;
+ * - goes with an injection, during which there is none: `inquiring`, `abandoning`, `marking`;
  * - only saves memory or copying: `spare`, `loose`, `expected`.
  */
 export interface FrozenSession {
@@ -68,6 +68,7 @@ export interface FrozenSession {
   /** A guard without a question under way: its server waits for the rest of a group. After the loss of the server: any. */
   readonly guarding: boolean;
   readonly guardDue: boolean;
+  readonly interruptOwed: boolean;
   readonly verdict: readonly Uint8Array[];
   readonly heldReady: Uint8Array | null;
   readonly deferred: GatewayError | null;

@@ -307,6 +307,8 @@ export class Session implements Sink {
     const record = this.records.find(({ status }) => status === null);
     if (record !== undefined) {
       record.interrupt = Uint8Array.prototype.slice.call(bytes, start, end);
+      // It is answered, and its guard is about to end.
+      if (this.guarding && !this.pending.some((pending) => pending.record === record)) this.interruptOwed = true;
       // Else it leaves behind the request, or when the client's part of the answer has come again.
       const head = this.pending[0];
       if (this.state === 'live' && head?.record === record && head.unsent === null) this.interruptNow(head);
@@ -315,6 +317,7 @@ export class Session implements Sink {
     // What has not left is forgotten.
     const item = this.queue.shift();
     if (item !== undefined) {
+      this.marking = false;
       this.inputOver(item.request);
       for (const piece of item.input) this.queued -= piece.length;
     }
@@ -330,6 +333,15 @@ export class Session implements Sink {
   /** Tells the client of a request that was answered here that its cancelling was heard. */
   private answerInterrupt({ interrupt }: RequestRecord): void {
     if (interrupt !== null) this.say(this.codec.synthesize.interrupted!());
+  }
+
+  /** The client cancelled a guarded request when the server had answered it: it is told so behind its answer. */
+  private interruptOwed = false;
+
+  private payInterrupt(): void {
+    if (!this.interruptOwed) return;
+    this.interruptOwed = false;
+    this.say(this.codec.synthesize.interrupted!());
   }
 
   /** {@link Sink.goodbye} */
@@ -728,7 +740,7 @@ export class Session implements Sink {
     // What leaves behind it may take effect whether or not any answer comes.
     unit.token = { token: null, position: -1n, mark: unit.mark };
     unit.unarmed = false;
-    this.io.marked();
+    this.io.marked(unit.mark.database);
     const injection = this.marker!.insert(unit.mark);
     this.inject(injection, () => {
       const marked = injection.marked();
@@ -746,32 +758,49 @@ export class Session implements Sink {
     });
   }
 
+  /** The first of the queue, or what is about to be that, is a commit that waits for its row. */
+  private marking = false;
+
   /** Puts the row in front of a commit that waits for it: the first of the queue. */
   private markAhead(): void {
     this.gates++;
+    this.marking = true;
     this.mark((injection) => {
+      const cancelled = !this.marking;
+      this.marking = false;
       const marked = injection.marked();
       if (marked === 'taken') {
-        this.takeUp();
-        this.repeatedInVain();
+        // A commit that its client took back meanwhile will come again, and find that row again.
+        if (cancelled) this.lost();
+        else {
+          this.takeUp();
+          this.repeatedInVain();
+        }
       } else if (marked === 'refused') {
         // The commit is answered here: nothing of its transaction may stay.
-        this.inject(this.codec.guard!.rollback(), () => {
-          this.gates--;
-          const record = this.takeUp();
-          this.codec.guardEnded(false);
-          this.endUnit(record, false);
-          this.clientStatus = 'idle';
-          this.tellRefused(injection, record.request, 'idle');
-          this.settle();
-        });
+        this.inject(this.codec.guard!.rollback(), () => this.refuseCommit(injection, cancelled));
         this.flushOut();
       } else {
         this.gates--;
+        if (cancelled) this.unit.goOn();
         this.pump();
       }
     });
     this.flushOut();
+  }
+
+  /** The transaction whose row was refused is rolled back. Its client is told, with its next request if it has taken its commit back. */
+  private refuseCommit(mark: MarkInjection, cancelled: boolean): void {
+    this.gates--;
+    const record = cancelled ? this.records[this.records.length - 1] : this.takeUp();
+    this.codec.guardEnded(false);
+    this.endUnit(record, false);
+    if (cancelled) this.deferred = this.refusal(mark);
+    else {
+      this.clientStatus = 'idle';
+      this.tellRefused(mark, record.request, 'idle');
+    }
+    this.settle();
   }
 
   /** The first request of the queue is of the open unit, although it was never sent. */
@@ -792,23 +821,29 @@ export class Session implements Sink {
 
   /** What a commit is answered with whose row was refused, with the ready. */
   private tellRefused(mark: MarkInjection, { joined }: Request, status: TransactionStatus): void {
-    const fault = mark.fault();
-    if (fault === null) {
-      this.io.toClient(mark.errorBytes()!);
+    if (mark.fault() === null) {
+      this.say(mark.errorBytes()!);
       const ready = this.codec.synthesize.ready(status);
       if (joined) this.heldReady = ready;
-      else this.io.toClient(ready);
+      else this.say(ready);
       return;
     }
-    this.io.count('mark-refused', fault);
-    const error: GatewayError = {
+    const error = this.refusal(mark);
+    if (joined) this.deferred = error;
+    else this.say(this.codec.synthesize.error(error, status));
+  }
+
+  /** An error of the gateway's own for a row that was refused. */
+  private refusal(mark: MarkInjection): GatewayError {
+    const fault = mark.fault();
+    if (fault !== null) this.io.count('mark-refused', fault);
+    const why = fault ?? `error ${mark.failed()!.code}`;
+    return {
       code: 'OUTLIVE_MARK_REFUSED',
       kind: 'state-lost',
-      message: `the transaction was rolled back: the row that proves its commit could not be written (${fault})`,
+      message: `the transaction was rolled back: the row that proves its commit could not be written (${why})`,
       hint: 'The operator sets its table up with outlive setup, or has commits proved otherwise (outcome of the listener).',
     };
-    if (joined) this.deferred = error;
-    else this.io.toClient(this.codec.synthesize.error(error, status));
   }
 
   /** The server answered a commit whose row it had refused: it rolled back. */
@@ -1277,8 +1312,7 @@ export class Session implements Sink {
       this.answered++;
       head.record!.status = status;
       // What might have ended it did not.
-      this.unit.commitSent = false;
-      this.unit.deciding = null;
+      if (this.unit.commitSent) this.unit.goOn();
       if (this.loose.push(head.record!) >= LOOSE) {
         keepApart(this.loose);
         this.loose.length = 0;
@@ -1347,7 +1381,9 @@ export class Session implements Sink {
     }
     const request = head.record!.request;
     if (this.guarding) {
-      if (status === 'failed' || head.failed) {
+      // Where a failure undoes no more than itself, only the end of the transaction leaves nothing to commit.
+      const kept = this.codec.guard!.keeps === true;
+      if (kept ? status !== 'open' : status === 'failed' || head.failed) {
         this.abandonGuard(request);
         return;
       }
@@ -1440,6 +1476,7 @@ export class Session implements Sink {
       if (failed) this.say(injection.errorBytes()!);
       this.say(this.codec.synthesize.ready('idle'));
     }
+    this.payInterrupt();
     this.settle();
   }
 
@@ -1456,6 +1493,7 @@ export class Session implements Sink {
       const ready = this.codec.synthesize.ready('idle');
       if (request.joined) this.heldReady = ready;
       else this.say(ready);
+      this.payInterrupt();
       this.settle();
     });
     this.flushOut();
@@ -1580,6 +1618,8 @@ export class Session implements Sink {
     this.readyQuestion = null;
     this.abandoning = false;
     this.guardDue = false;
+    this.marking = false;
+    this.interruptOwed = false;
     this.retryable = false;
     this.inquiring = false;
     // A replay in progress goes back to the records, in order.
@@ -1949,7 +1989,7 @@ export class Session implements Sink {
     this.step('fail');
     this.projectedOpen = true;
     this.inject(this.codec.guard!.begin(), null);
-    this.inject(this.codec.guard!.fail(), () => {
+    this.inject(this.codec.guard!.fail!(), () => {
       this.unit.failed = true;
       this.resume();
     });
@@ -2101,6 +2141,7 @@ export class Session implements Sink {
         gates: this.gates,
         guarding: this.guarding,
         guardDue: this.guardDue,
+        interruptOwed: this.interruptOwed,
         verdict: this.verdict,
         heldReady: this.heldReady,
         deferred: this.deferred,

@@ -48,6 +48,16 @@ export class Unit {
     this.chained = false;
   }
 
+  /** What was sent to end it did not: another row is left for what ends it, as this one may be undone by a savepoint. */
+  goOn(): void {
+    this.commitSent = false;
+    this.deciding = null;
+    if (this.mark === null) return;
+    this.mark = null;
+    this.token = null;
+    this.unarmed = this.writes;
+  }
+
   /** The unit starts over on another server: tokens of the old one mean nothing there. */
   rearm(): void {
     this.writes = false;

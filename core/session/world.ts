@@ -30,8 +30,8 @@ export interface SessionIo {
   learn(): void;
   /** The session goes on as if nothing had happened. */
   resumed(): void;
-  /** A row that proves the commit of the open unit leaves, and the commit after it. */
-  marked(): void;
+  /** A row that proves the commit of the open unit leaves for this database, and the commit after it. */
+  marked(database: string): void;
   /** A commit was acknowledged to the client. */
   acknowledged(token: OutcomeToken): void;
   /** Close the client's connection after what was written. */

@@ -12,6 +12,7 @@ import {
   connectClients,
   expectAlone,
   expectUnharmed,
+  letGo,
   pressCommits,
   STANDING,
   total,
@@ -26,13 +27,14 @@ describeLab('the host of a gateway is lost', () => {
   it('every client goes on on its connection, by a lease', async () => {
     const { pair } = place;
     const gateways = await startGateways(place, { proof: 'etcd' });
-    const clients = await connectClients(place, gateways, STANDING, 6);
+    const clients = await connectClients(place, gateways, STANDING);
     await pressCommits(place, clients);
     const since = now();
     await gateways.crash('a');
     const took = await gateways.took('b');
     expect(took).toMatchObject({ connections: total(STANDING), lost: 0 });
     await pair.standby.thaw();
+    await letGo(place);
     await clients.probe();
     const pauses = await place.pauses(clients, since);
     expect(pauses).toHaveLength(STANDING.idle + STANDING.transaction + STANDING.commit);
@@ -50,13 +52,14 @@ describeLab('the host of a gateway is lost', () => {
       const { pair } = place;
       const holdAcknowledgements = { interface: place.lab.host('a').interface };
       const gateways = await startGateways(place, { proof: 'command', clients: 150, pair: { holdAcknowledgements } });
-      const clients = await connectClients(place, gateways, WORKING, 10);
+      const clients = await connectClients(place, gateways, WORKING);
       await pressCommits(place, clients);
       const since = now();
       await gateways.crash('a');
       const took = await gateways.took('b');
       expect(took).toMatchObject({ connections: total(WORKING), lost: 0 });
       await pair.standby.thaw();
+      await letGo(place);
       const pauses = await place.pauses(clients, since);
       const report = await clients.finish();
       expectUnharmed(report, WORKING);
@@ -101,7 +104,7 @@ describeLab('the host of a gateway is lost', () => {
     const command = ['sh', '-c', `touch ${wanted}; until [ -e ${done} ]; do sleep 0.02; done`];
     const promotion = { plugin: 'command', command, after: '500ms' };
     const gateways = await startGateways(place, { proof: 'etcd', cluster: { promotion } });
-    const clients = await connectClients(place, gateways, STANDING, 8);
+    const clients = await connectClients(place, gateways, STANDING);
     await pressCommits(place, clients);
     const since = now();
     place.atEnd(() => database.reboot());
@@ -111,6 +114,7 @@ describeLab('the host of a gateway is lost', () => {
     await pair.failover();
     await lab.host('b').run('touch', [done]);
     expect(await gateways.took('b')).toMatchObject({ connections: total(STANDING), lost: 0 });
+    await letGo(place);
     await clients.probe();
     const pauses = await place.pauses(clients, since);
     const report = await clients.finish();
@@ -129,7 +133,7 @@ describeLab('the host of a gateway is lost', () => {
       const held = { holdAcknowledgements: { interface: a.interface } };
       const gateways = await startGateways(place, { proof: 'etcd', pair: { silence: '4s', ...held } });
       const counts = { transaction: 10, transfer: 30 };
-      const clients = await connectClients(place, gateways, counts, 6);
+      const clients = await connectClients(place, gateways, counts);
       let before = new Date();
       const ask = async () => {
         const { rows } = await pair.primary.query(

@@ -3,9 +3,17 @@ import { now } from '../../core/host/demo/workload.js';
 import { outlive } from '../kit/gateway-pair.js';
 import { describeLab, usePairLab } from '../kit/pair-lab.js';
 import { startGateways } from '../kit/takeover.js';
-import { connectClients, expectAlone, expectUnharmed, pressCommits, STANDING, total } from '../kit/takeover-scene.js';
+import {
+  connectClients,
+  expectAlone,
+  expectUnharmed,
+  letGo,
+  pressCommits,
+  STANDING,
+  total,
+} from '../kit/takeover-scene.js';
 
-const MOVES = 6;
+const MOVES = Number(process.env.OUTLIVE_TAKEOVER_MOVES ?? 6);
 
 /** K12: what K1 and K3 want, over IPv6. */
 describeLab('over IPv6', () => {
@@ -15,12 +23,13 @@ describeLab('over IPv6', () => {
     const { pair } = place;
     const gateways = await startGateways(place, { proof: 'etcd', six: true });
     expect(gateways.address).toContain(':');
-    const clients = await connectClients(place, gateways, STANDING, 6);
+    const clients = await connectClients(place, gateways, STANDING);
     await pressCommits(place, clients);
     const since = now();
     await gateways.crash('a');
     expect(await gateways.took('b')).toMatchObject({ connections: total(STANDING), lost: 0 });
     await pair.standby.thaw();
+    await letGo(place);
     await clients.probe();
     const pauses = await place.pauses(clients, since);
     const report = await clients.finish();
@@ -33,13 +42,14 @@ describeLab('over IPv6', () => {
   it(`planned moves cost no client anything, ${MOVES} times under load`, async () => {
     const gateways = await startGateways(place, { proof: 'command', six: true });
     const counts = { idle: 4, transaction: 4, waiting: 2, result: 4, echo: 8, stream: 2, transfer: 16 };
-    const clients = await connectClients(place, gateways, counts, 3);
+    const clients = await connectClients(place, gateways, counts);
     const longest: number[] = [];
     for (let move = 0; move < MOVES; move++) {
       const [owner, next] = move % 2 === 0 ? (['a', 'b'] as const) : (['b', 'a'] as const);
       await clients.watch();
       const since = now();
       await outlive(place, gateways, next, 'takeover');
+      if (move === 0) await letGo(place);
       const pauses = await place.pauses(clients, since);
       longest.push(Math.max(...pauses));
       await clients.probe();

@@ -111,7 +111,7 @@ describeLab('two gateways under keepers', () => {
     await gateways.begin();
     await served(gateways, 'a');
     const clients = await place.clients(COUNTS);
-    const think = { inside: 50, between: 20 };
+    const think = { inside: 50, between: 20, stream: 300 };
     const { address } = gateways;
     await clients.begin({ counts: COUNTS, address, port: PORT, rows: 20_000, sleep: 4, think });
     await gateways.followed('a', ALL);

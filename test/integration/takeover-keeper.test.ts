@@ -82,7 +82,7 @@ describe.skipIf(unavailable !== null)('under a keeper, without a pair and withou
     const clients = await localClients();
     ends.push(() => clients.kill());
     await createLedger((sql) => servers.pair.primary.query(sql), await clients.accounts(COUNTS.transfer));
-    const think = { inside: 50, between: 20 };
+    const think = { inside: 50, between: 20, stream: 300 };
     await clients.begin({ counts: COUNTS, address: '127.0.0.1', port: gateway.port, rows: 20_000, sleep: 4, think });
     await eventually(async () => (await clients.progress()).transactions > 20);
     return clients;

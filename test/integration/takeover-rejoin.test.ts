@@ -7,6 +7,7 @@ import {
   connectClients,
   expectAlone,
   expectUnharmed,
+  letGo,
   pressCommits,
   STANDING,
   total,
@@ -25,7 +26,7 @@ describeLab('a gateway that comes back', () => {
     const { pair, lab } = place;
     const more = hold ? { pair: { holdAcknowledgements: { interface: lab.host('a').interface } } } : {};
     const gateways = await startGateways(place, { proof: 'etcd', ttl: 10_000, clients: 150, ...more });
-    const clients = await connectClients(place, gateways, COUNTS, 15);
+    const clients = await connectClients(place, gateways, COUNTS);
     const at = async () => (await clients.progress()).transactions;
     /** Clients are at work and not merely there. */
     const work = async () => {
@@ -46,6 +47,7 @@ describeLab('a gateway that comes back', () => {
     await gateways.crash('a');
     expect(await gateways.took('b')).toMatchObject({ connections: total(COUNTS), lost: 0 });
     await pair.standby.thaw();
+    await letGo(place);
     await work();
 
     // And so once more, the other way round, with sessions that were taken over.

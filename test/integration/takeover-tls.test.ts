@@ -96,7 +96,7 @@ describeLab('TLS connections of clients', () => {
     const gateways = await start();
     const tls = await connectTls(gateways);
     const counts = { idle: 10, transaction: 10 };
-    const clients = await connectClients(place, gateways, counts, 0);
+    const clients = await connectClients(place, gateways, counts);
     await gateways.crash('a');
     // Told to the operator, and counted.
     expect(await gateways.took('b')).toMatchObject({ connections: total(counts), lost: 3 * EACH });
@@ -116,7 +116,7 @@ describeLab('TLS connections of clients', () => {
     const gateways = await start();
     const tls = await connectTls(gateways);
     const counts = { idle: 10, transaction: 10, echo: 5 };
-    const clients = await connectClients(place, gateways, counts, 0);
+    const clients = await connectClients(place, gateways, counts);
     await outlive(place, gateways, 'a', 'drain');
     expect(await gateways.took('b')).toMatchObject({ connections: total(counts), lost: 0 });
     expect(await gateways.counts('a')).toMatchObject({ reset: 3 * EACH });

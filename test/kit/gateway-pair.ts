@@ -104,7 +104,14 @@ export class Crowd {
   static async start(place: PairLab, gateways: GatewayPair, counts: ClientCounts = COUNTS): Promise<Crowd> {
     const clients = await place.clients(counts);
     const { address } = gateways;
-    await clients.begin({ counts, address, port: PORT, rows: 20_000, sleep: 1, think: { inside: 20, between: 10 } });
+    await clients.begin({
+      counts,
+      address,
+      port: PORT,
+      rows: 20_000,
+      sleep: 1,
+      think: { inside: 50, between: 20, stream: 300 },
+    });
     await eventually(async () => (await clients.report()).transactions > 20, { timeoutMs: 30_000 });
     await served(gateways, 'a');
     return new Crowd(place, clients, await clients.report());

@@ -14,20 +14,35 @@ export function total(counts: ClientCounts): number {
   return Object.values(counts).reduce((sum, count) => sum + count, 0);
 }
 
+/** Lets the `waiting` clients have their answer: see {@link connectClients}. */
+export async function letGo({ pair }: PairLab): Promise<void> {
+  await pair.primary.query("COMMIT PREPARED 'held'");
+}
+
 /**
- * Connects clients and brings each to its point; the other gateway follows all.
- * @param sleep seconds until the answer that `waiting` clients wait for
+ * Connects clients and brings each to its point; the other gateway follows all. The `waiting` ones wait for a row that a prepared transaction holds,
+ * on whichever server: until {@link letGo}.
  */
-export async function connectClients(
-  place: PairLab,
-  gateways: GatewayPair,
-  counts: ClientCounts,
-  sleep: number,
-): Promise<ClientHost> {
+export async function connectClients(place: PairLab, gateways: GatewayPair, counts: ClientCounts): Promise<ClientHost> {
   const clients = await place.clients(counts);
-  await watchWriters((sql) => place.pair.primary.query(sql));
-  const think = { inside: 50, between: 20 };
-  await clients.begin({ counts, address: gateways.address, port: PORT, think, sleep });
+  const { pair } = place;
+  const { rows } = await pair.primary.query("SELECT FROM pg_prepared_xacts WHERE gid = 'held'");
+  if (rows.length > 0) await letGo(place);
+  await pair.primary.query(`
+    DROP TABLE IF EXISTS held;
+    CREATE TABLE held (id int PRIMARY KEY);
+    INSERT INTO held VALUES (1)`);
+  await pair.primary.query("BEGIN; SELECT FROM held FOR UPDATE; PREPARE TRANSACTION 'held'");
+  await watchWriters((sql) => pair.primary.query(sql));
+  const think = { inside: 50, between: 20, stream: 300 };
+  await clients.begin({
+    counts,
+    address: gateways.address,
+    port: PORT,
+    rows: 20_000,
+    think,
+    wait: 'SELECT id FROM held FOR SHARE',
+  });
   await gateways.followed('a', total(counts));
   return clients;
 }

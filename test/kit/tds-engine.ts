@@ -6,19 +6,28 @@ import {
   MessageCollector,
   PacketReader,
   packets,
+  RESETCONNECTION,
   RPC,
   SQL_BATCH,
   TABULAR_RESULT,
   TRANSACTION_MANAGER,
 } from '../../codecs/tds/packet.js';
 import { readSqlBatch, readTransactionRequest, sqlText } from '../../codecs/tds/request.js';
-import { parameterInteger, parameterText, readRpc, SP_EXECUTE, SP_PREPARE } from '../../codecs/tds/rpc.js';
-import { COLMETADATA, DONEPROC, RETURNVALUE, ROW } from '../../codecs/tds/tokens.js';
+import {
+  parameterInteger,
+  parameterText,
+  parameterValue,
+  readRpc,
+  SP_EXECUTE,
+  SP_PREPARE,
+} from '../../codecs/tds/rpc.js';
+import { COLMETADATA, DONE, DONEPROC, RETURNVALUE, ROW } from '../../codecs/tds/tokens.js';
 import { TDS_7_4 } from '../../codecs/tds/version.js';
 import { attentionDone, beginChange, done, endChange, error, info, returnStatus } from '../../codecs/tds/write.js';
 import type { LoginResult } from '../../core/contract/index.js';
 import { ExchangeStepper } from '../../core/recovery/exchange.js';
 import { type Capsule, freezeBytes, thawBytes } from '../../core/session/capsule.js';
+import type { ProofPolicy } from '../../core/session/proof.js';
 import { Session } from '../../core/session/session.js';
 import type { SessionIo, SessionLimits } from '../../core/session/world.js';
 
@@ -48,13 +57,20 @@ function intRow(value: number): Buffer {
 /** What made-up servers have in common: a database, and a way to tell which of them somebody speaks with. */
 export class MadeUpTdsDatabase {
   readonly applied: string[] = [];
+  /** Rows that prove commits. */
+  readonly marks = new Set<string>();
+  /** The error that such a row is refused with, when set; with its transaction, below 0. */
+  markFault = 0;
+  /** How often a row was looked for. */
+  lookups = 0;
   servers = 0;
 }
 
 /**
  * One connection to a made-up server: bytes in, bytes out, at once. It knows `select N` (N rows), `select long` (rows beyond a packet,
- * and one beyond all buffers), `select fail`, `print`, `insert NAME`, BEGIN TRAN, COMMIT, ROLLBACK, @@TRANCOUNT, SET, USE, the same by the transaction
- * manager, sp_prepare and sp_execute, and Attention for `slow`. Descriptors and handles are other ones in each server.
+ * and one beyond all buffers), `select fail`, `print`, `insert NAME` (`insert fail` fails alone, `insert abort` with its transaction), BEGIN TRAN,
+ * COMMIT, ROLLBACK, @@TRANCOUNT, SET, USE, the same by the transaction manager, sp_prepare and sp_execute, several in a batch with `;` between,
+ * IMPLICIT_TRANSACTIONS, the gateway's rows that prove commits, and Attention for `slow`. Descriptors and handles are other ones in each server.
  */
 export class MadeUpTdsServer {
   readonly heard: string[] = [];
@@ -65,6 +81,8 @@ export class MadeUpTdsServer {
   private descriptor = 0n;
   private count = 0;
   private unit: string[] = [];
+  private unitMarks: string[] = [];
+  private implicit = false;
   private handle: number;
   private readonly handles = new Map<number, string>();
 
@@ -90,7 +108,14 @@ export class MadeUpTdsServer {
     return out;
   }
 
-  private answer({ type, bytes, start, end }: Message): Uint8Array[] | null {
+  private answer({ type, status, bytes, start, end }: Message): Uint8Array[] | null {
+    // The answer tells of it first, as this one does; of the session nothing else is reset.
+    const reset = (status & RESETCONNECTION) !== 0 && this.count > 0 ? this.abort() : [];
+    const answer = this.answered({ type, status, bytes, start, end } as Message);
+    return answer === null ? null : [...reset, ...answer];
+  }
+
+  private answered({ type, bytes, start, end }: Message): Uint8Array[] | null {
     if (type === ATTENTION) {
       return [attentionDone(TDS_7_4)];
     }
@@ -116,6 +141,8 @@ export class MadeUpTdsServer {
   private call(call: ReturnType<typeof readRpc>['calls'][number], bytes: Uint8Array): Uint8Array[] {
     const { id, parameters } = call;
     const end = [returnStatus(0), done({ type: DONEPROC }, TDS_7_4)];
+    if (call.name.endsWith('_put]'))
+      return this.mark(Buffer.from(parameterValue(bytes, parameters[0])!).toString('hex'));
     if (id === SP_PREPARE) {
       this.handles.set(++this.handle, parameterText(bytes, parameters[2])!);
       this.heard.push(`prepare ${parameterText(bytes, parameters[2])}`);
@@ -131,9 +158,54 @@ export class MadeUpTdsServer {
     return [...(this.batch(text) ?? []), ...end];
   }
 
+  /** A row that proves a commit. */
+  private mark(id: string): Uint8Array[] {
+    const { database } = this;
+    const answer = (status: number) => [returnStatus(status), done({ type: DONEPROC }, TDS_7_4)];
+    this.heard.push(`mark ${id}`);
+    if (this.count !== 1) return answer(0);
+    const number = database.marks.has(id) || this.unitMarks.includes(id) ? 2627 : Math.abs(database.markFault);
+    if (number === 0) {
+      this.unitMarks.push(id);
+      return answer(1);
+    }
+    const told = [error({ number, class: 14, message: 'no row' }, TDS_7_4)];
+    const ended = database.markFault < 0 ? this.abort() : [];
+    return [...told, ...ended, done({ type: DONEPROC, status: 2 }, TDS_7_4)];
+  }
+
+  /** What is told when an error ends the transaction, whether or not text is told of. */
+  private abort(): Uint8Array[] {
+    const { descriptor } = this;
+    this.unit = [];
+    this.unitMarks = [];
+    this.count = 0;
+    this.descriptor = 0n;
+    return [endChange(10, descriptor)];
+  }
+
   private batch(text: string): Uint8Array[] | (null & never);
   private batch(text: string): Uint8Array[] | null {
+    const parts = text.split(';').map((part) => part.trim());
+    if (parts.length === 1) return this.statement(text);
+    const all = parts.flatMap((part) => this.statement(part)!);
+    // All but the last one say that more follows.
+    for (const token of all.slice(0, -1)) if (token[0] === DONE) token[1] |= 1;
+    return all;
+  }
+
+  private statement(text: string): Uint8Array[] | null {
     this.heard.push(text);
+    const [condition, rest] = text.split('IF @@TRANCOUNT > 0 ');
+    if (rest !== undefined && condition === '') {
+      if (this.count === 0) return [done({}, TDS_7_4)];
+      return this.transaction(rest.split(' ')[0].toLowerCase(), this.announces);
+    }
+    if (text === 'SET IMPLICIT_TRANSACTIONS ON') this.implicit = true;
+    if (this.implicit && this.count === 0 && text.startsWith('insert')) {
+      const begun = this.transaction('begin', this.announces);
+      return [...begun.slice(0, -1), ...this.statement(text)!];
+    }
     const [verb, argument] = text.toLowerCase().split(' ');
     const end = (rowCount: number) => done({ status: 0x10, rowCount: BigInt(rowCount) }, TDS_7_4);
     if (text === 'SELECT @@TRANCOUNT') return [INT_COLUMN, intRow(this.count), end(1)];
@@ -149,6 +221,14 @@ export class MadeUpTdsServer {
       case 'print':
         return [info({ number: 0, class: 0, message: `server ${this.number}` }, TDS_7_4), done({}, TDS_7_4)];
       case 'insert':
+        if (argument === 'fail' || argument === 'abort') {
+          const ended = argument === 'abort' && this.count > 0 ? this.abort() : [];
+          return [
+            error({ number: 2627, class: 14, message: 'again' }, TDS_7_4),
+            ...ended,
+            done({ status: 2 }, TDS_7_4),
+          ];
+        }
         if (this.count > 0) this.unit.push(argument);
         else this.database.applied.push(argument);
         return [end(1)];
@@ -177,9 +257,13 @@ export class MadeUpTdsServer {
       this.count--;
       return [done({}, TDS_7_4)];
     }
-    if (commits) this.database.applied.push(...this.unit);
+    if (commits) {
+      this.database.applied.push(...this.unit);
+      for (const id of this.unitMarks) this.database.marks.add(id);
+    }
     const { descriptor } = this;
     this.unit = [];
+    this.unitMarks = [];
     this.count = 0;
     this.descriptor = 0n;
     const curCmd = commits ? 0xd5 : 0xd6;
@@ -205,6 +289,14 @@ export class TdsEngine {
   delivered = 0;
   /** The server is lost when so many bytes of it were delivered; once. */
   loseAt = -1;
+  /** Bytes that went to servers. */
+  sent = 0;
+  /** The server is lost when it got so many bytes, and no more; once. */
+  loseBefore = -1;
+  /** How often a server was lost in the midst of something. */
+  losses = 0;
+  /** What the client says when so many bytes of servers were delivered; once. */
+  interrupt: { readonly at: number; readonly bytes: Uint8Array } | null = null;
   private recovering = false;
 
   constructor(
@@ -212,11 +304,12 @@ export class TdsEngine {
       readonly sizes?: readonly number[];
       readonly announces?: boolean;
       readonly cut?: Cut;
+      readonly proof?: ProofPolicy;
     } = {},
   ) {
     this.server = this.connect();
     const codec = tds.session(this.context);
-    this.session = new Session(codec, tds.frameLength, LIMITS, this.io, STATS);
+    this.session = new Session(codec, tds.frameLength, LIMITS, this.io, STATS, options.proof);
     codec.welcome(this.login, new Uint8Array(16));
     this.session.attached();
   }
@@ -267,7 +360,13 @@ export class TdsEngine {
     return {
       toClient: (bytes) => this.toClient.push(bytes),
       toServer: (bytes) => {
-        this.fromServer = Buffer.concat([this.fromServer, this.server.feed(bytes)]);
+        if (this.lostBefore) return;
+        const left = this.loseBefore < 0 ? Infinity : this.loseBefore - this.sent;
+        this.sent += bytes.length;
+        if (bytes.length >= left) this.lostBefore = true;
+        const heard = this.server.feed(bytes.subarray(0, left));
+        // Who is gone is not heard any more.
+        if (!this.lostBefore) this.fromServer = Buffer.concat([this.fromServer, heard]);
       },
       readClient: nothing,
       corkServer: nothing,
@@ -300,6 +399,8 @@ export class TdsEngine {
     this.settle();
   }
 
+  private lostBefore = false;
+
   /** The server is gone. */
   lose(): void {
     this.fromServer = Buffer.alloc(0);
@@ -309,7 +410,12 @@ export class TdsEngine {
   settle(): void {
     for (;;) {
       if (this.recovering) this.recover();
-      else if (this.fromServer.length > 0) this.deliver();
+      else if (this.lostBefore) {
+        this.lostBefore = false;
+        this.loseBefore = -1;
+        this.losses++;
+        this.lose();
+      } else if (this.fromServer.length > 0) this.deliver();
       else break;
     }
     this.heard.push(...this.toClient.splice(0));
@@ -324,8 +430,14 @@ export class TdsEngine {
     this.fromServer = this.fromServer.subarray(length);
     this.delivered += length;
     if (length > 0) this.session.backend(chunk);
+    if (this.interrupt !== null && this.delivered >= this.interrupt.at) {
+      const { bytes } = this.interrupt;
+      this.interrupt = null;
+      this.session.frontend(bytes);
+    }
     if (lose) {
       this.loseAt = -1;
+      this.losses++;
       this.lose();
     }
   }
@@ -335,7 +447,16 @@ export class TdsEngine {
     const { session } = this;
     if (session.inDoubt) {
       session.asking();
-      session.unknown({ code: 'OUTLIVE_OUTCOME_UNKNOWN', kind: 'outcome-unknown', message: 'unknown' });
+      const { unit } = session;
+      const mark = unit.token?.mark;
+      if (unit.unprovable !== null || (mark === undefined && this.options.proof === undefined)) {
+        session.unknown({ code: 'OUTLIVE_OUTCOME_UNKNOWN', kind: 'outcome-unknown', message: 'unknown' });
+      } else if (mark === undefined) session.notCommitted();
+      else {
+        this.database.lookups++;
+        if (this.database.marks.has(mark.id)) session.committed();
+        else session.notCommitted();
+      }
     }
     this.server = this.connect();
     session.restoring();

@@ -1,6 +1,7 @@
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll } from 'vitest';
+import tds from '../../codecs/tds/index.js';
 import { type TdsOptions, TdsServer } from '../servers/tds/server.js';
 import { type GatewayOverrides, launchGateway, type TestGateway } from './gateway.js';
 import { restorePair, selfSignedCert, tempDir, usePair } from './servers.js';
@@ -22,6 +23,13 @@ export interface TdsStage {
   direct(): Promise<TdsClient>;
   /** Kills the primary and promotes the standby. */
   kill(): Promise<void>;
+}
+
+/** Makes the table of rows that prove commits, as `outlive setup` does. */
+export async function setUpMarks({ primary }: TdsStage, database = 'app'): Promise<void> {
+  const client = await TdsClient.connect(primary.port, { database });
+  for (const statement of tds.markers!.setup(tds.markers!.defaultTable, 'sa')) await client.batch(statement);
+  await client.close();
 }
 
 /** What a test wants different from a plain gateway with the codec. */

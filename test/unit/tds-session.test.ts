@@ -1,73 +1,13 @@
 import { describe, expect, it } from 'vitest';
 import { frame } from '../../codecs/tds/frames.js';
 import { BatchInjection } from '../../codecs/tds/inject.js';
-import { ATTENTION, packets, RESETCONNECTION, RPC, SQL_BATCH, TRANSACTION_MANAGER } from '../../codecs/tds/packet.js';
-import {
-  TM_BEGIN_XACT,
-  TM_COMMIT_XACT,
-  TM_ROLLBACK_XACT,
-  writeSqlBatch,
-  writeTransactionRequest,
-} from '../../codecs/tds/request.js';
-import { integerParameter, SP_EXECUTE, SP_PREPARE, textParameter, writeRpc } from '../../codecs/tds/rpc.js';
+import { ATTENTION, packets, RESETCONNECTION, SQL_BATCH } from '../../codecs/tds/packet.js';
+import { writeSqlBatch } from '../../codecs/tds/request.js';
 import { ROW } from '../../codecs/tds/tokens.js';
 import { TDS_7_4 } from '../../codecs/tds/version.js';
 import { ProtocolViolation } from '../../core/contract/index.js';
-import { BYTES, CLIENT_SIZE, type Cut, TdsEngine, WHOLE } from '../kit/tds-engine.js';
-
-/** What a client knows of its transaction and its handles, as drivers do. */
-class Client {
-  descriptor = 0n;
-  handle = 0;
-
-  constructor(readonly engine: TdsEngine) {}
-
-  /** Sends a message and reads its answer. */
-  say(type: number, payload: Uint8Array, cut: Cut = WHOLE, status = 0): Buffer[] {
-    const before = this.engine.messages().length;
-    this.engine.say(packets(type, payload, CLIENT_SIZE, status), cut);
-    const heard = this.engine.messages().slice(before);
-    for (const message of heard) this.read(message);
-    return heard;
-  }
-
-  private read(message: Buffer): void {
-    // ENVCHANGE 8 to 10 and the only kind of RETURNVALUE, wherever they stand: nothing else here looks like them.
-    const begun = message.indexOf(Buffer.from([0xe3, 11, 0, 8, 8]));
-    if (begun >= 0) this.descriptor = message.readBigUInt64LE(begun + 5);
-    if (message.includes(Buffer.from([0xe3, 11, 0, 9, 0, 8])) || message.includes(Buffer.from([0xe3, 11, 0, 10, 0, 8])))
-      this.descriptor = 0n;
-    const value = message.indexOf(Buffer.from([0xac, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0x26, 4, 4]));
-    if (value >= 0) this.handle = message.readInt32LE(value + 14);
-  }
-
-  /** A step of a script. */
-  step(text: string, cut?: Cut): Buffer[] {
-    switch (text) {
-      case 'tm begin':
-        return this.say(
-          TRANSACTION_MANAGER,
-          writeTransactionRequest(this.descriptor, { type: TM_BEGIN_XACT, isolation: 0 }),
-          cut,
-        );
-      case 'tm commit':
-      case 'tm rollback': {
-        const type = text === 'tm commit' ? TM_COMMIT_XACT : TM_ROLLBACK_XACT;
-        return this.say(TRANSACTION_MANAGER, writeTransactionRequest(this.descriptor, { type }), cut);
-      }
-      case 'prepare': {
-        const parameters = [integerParameter(null, '', 1), textParameter(null), textParameter('select 2')];
-        return this.say(RPC, writeRpc(this.descriptor, [{ procedure: SP_PREPARE, parameters }]), cut);
-      }
-      case 'execute': {
-        const parameters = [integerParameter(this.handle)];
-        return this.say(RPC, writeRpc(this.descriptor, [{ procedure: SP_EXECUTE, parameters }]), cut);
-      }
-      default:
-        return this.say(SQL_BATCH, writeSqlBatch(this.descriptor, text), cut);
-    }
-  }
-}
+import { BYTES, CLIENT_SIZE, TdsEngine, WHOLE } from '../kit/tds-engine.js';
+import { TdsScriptClient as Client, run, words } from '../kit/tds-script.js';
 
 const SCRIPTS: Readonly<Record<string, readonly string[]>> = {
   reads: ['select 3', 'print', 'select fail', 'select 0', 'select long', 'select 1'],
@@ -96,25 +36,6 @@ const SCRIPTS: Readonly<Record<string, readonly string[]>> = {
   'prepared statements': ['prepare', 'execute', 'tm begin', 'execute', 'prepare', 'execute', 'tm rollback', 'execute'],
   settings: ['SET LOCK_TIMEOUT 5', 'USE other', 'select 1', 'tm begin', 'SET TEXTSIZE 7', 'tm rollback', 'select 2'],
 };
-
-/**
- * What the client hears, but for what each server says in its own way: INFO, which is not compared, and descriptors and handles, which are
- * those of the server that gave them out first.
- */
-const words = (engine: TdsEngine): string[] =>
-  engine.messages().map((message) =>
-    message
-      .toString('hex')
-      .replaceAll(/73006500720076006500720020003.00/g, 'server')
-      .replaceAll(/(?<=e30b00(0808|090008|0a0008)).{16}/g, 'descriptor')
-      .replaceAll(/(?<=ac00000001000000000000260404).{8}/g, 'handle'),
-  );
-
-function run(script: readonly string[], engine: TdsEngine, cut?: Cut): string[] {
-  const client = new Client(engine);
-  for (const text of script) client.step(text, cut);
-  return words(engine);
-}
 
 describe.each([true, false])('with a server that tells of transactions in text: %s', (announces) => {
   describe.each(Object.entries(SCRIPTS))('%s', (_, script) => {

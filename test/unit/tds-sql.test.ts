@@ -11,6 +11,9 @@ const IDLE: View = {
   open: false,
   depth: 0,
   implicit: false,
+  unsure: false,
+  aborting: false,
+  idle: false,
   savepoints: new Set(['here']),
   prepared: () => undefined,
 };

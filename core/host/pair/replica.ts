@@ -1,4 +1,4 @@
-import { type Call, type Opening, pack, packPosition, RECORD, type Snapshot } from '../../cluster/records.js';
+import { type Call, type Opening, pack, packPosition, RECORD, type SessionSnapshot } from '../../cluster/records.js';
 import type { Shipper } from './shipper.js';
 
 /** Holds the kernel's acknowledgements of a client's bytes back. */
@@ -24,7 +24,7 @@ export interface Subject {
   /** What does not change; null when the connection cannot be moved. */
   opening(): Opening | null;
   /** The session as it is; null when that cannot be told at this moment. */
-  snapshot(): Omit<Snapshot, 'said' | 'unsaid' | 'promised'> | null;
+  snapshot(): SessionSnapshot | null;
   /** Bytes in the gateway that the client's kernel was not given yet. */
   queued(): number;
   /** What was written and the client has not acknowledged; null when it cannot be told. */
@@ -73,8 +73,6 @@ export class Replica {
   /** Bytes of the client that the peer was told. */
   private received = 0;
   private gate: Gate | null = null;
-  /** See {@link Gate.promised}. */
-  private promised = 0;
   /** What the peer was told last of the database, as far as this session knows. */
   private facts: unknown;
   /** Position of the record after which {@link proceed} is due; null while nothing waits for that. */
@@ -159,7 +157,6 @@ export class Replica {
       shipper.append(RECORD.open, this.id, pack(opening));
       this.opened = true;
       this.gate ??= subject.gate(opening, snapshot.received);
-      this.promised = this.gate?.promised ?? 0;
     }
     this.received = snapshot.received;
     this.said = subject.written + this.waiting;
@@ -191,13 +188,13 @@ export class Replica {
     this.tell(snapshot, unheard);
   }
 
-  private tell(snapshot: Omit<Snapshot, 'said' | 'unsaid' | 'promised'>, unheard: readonly Uint8Array[]): void {
+  private tell(snapshot: SessionSnapshot, unheard: readonly Uint8Array[]): void {
     this.learnt();
     const unsaid = [...unheard, ...this.shipper.waitingOf(this)];
     this.last = this.shipper.append(
       RECORD.capsule,
       this.id,
-      pack({ ...snapshot, said: this.said, unsaid, promised: this.promised }),
+      pack({ ...snapshot, said: this.said, unsaid, promised: this.gate?.promised ?? 0 }),
     );
   }
 

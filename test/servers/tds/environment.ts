@@ -251,7 +251,7 @@ const VIEWS: Readonly<Record<string, (around: Surroundings) => View>> = {
   }),
   dm_hadr_database_replica_states: ({ serverName }) => ({
     sql:
-      `SELECT 5 AS database_id, ${FAMILY} AS group_database_id, md5('replica ' || ${literalText(serverName)})::uuid AS replica_id, ` +
+      `SELECT 5 AS database_id, ${FAMILY} AS group_id, ${FAMILY} AS group_database_id, md5('replica ' || ${literalText(serverName)})::uuid AS replica_id, ` +
       '1::int2 AS is_local, (CASE WHEN pg_is_in_recovery() THEN 0 ELSE 1 END)::int2 AS is_primary_replica, ' +
       "'SYNCHRONIZED'::varchar(60) AS synchronization_state_desc, 'HEALTHY'::varchar(60) AS synchronization_health_desc, " +
       `${HARDENED} AS last_hardened_lsn, ${REDONE} AS last_redone_lsn, ${HARDENED} AS last_commit_lsn`,
@@ -261,6 +261,18 @@ const VIEWS: Readonly<Record<string, (around: Surroundings) => View>> = {
       `SELECT md5('replica ' || ${literalText(serverName)})::uuid AS replica_id, 1::int2 AS is_local, ` +
       "(CASE WHEN pg_is_in_recovery() THEN 'SECONDARY' ELSE 'PRIMARY' END)::varchar(60) AS role_desc, " +
       "'CONNECTED'::varchar(60) AS connected_state_desc, 'ONLINE'::varchar(60) AS operational_state_desc",
+  }),
+  database_principals: ({ own }) => ({
+    sql:
+      "SELECT * FROM (VALUES ('public'::varchar(128), 0, NULL::bytea), ('dbo', 1, convert_to('sa', 'UTF8')), " +
+      `(${literalText(own.login.toLowerCase())}, 5, NULLIF(convert_to(${literalText(own.login.toLowerCase())}, 'UTF8'), convert_to('sa', 'UTF8')))) ` +
+      'AS v(name, principal_id, sid)',
+  }),
+  database_permissions: ({ own }) => ({
+    sql:
+      "SELECT hashtext(object) AS major_id, (CASE grantee WHEN 'public' THEN 0 ELSE 5 END) AS grantee_principal_id, " +
+      "permission::varchar(128) AS permission_name, 'G'::char(1) AS state FROM tds.permissions " +
+      `WHERE database = ${literalText(own.database)}`,
   }),
   tables: () => ({ sql: objects("c.relkind = 'r'") }),
   objects: () => ({ sql: objects("c.relkind IN ('r', 'v')") }),

@@ -467,6 +467,8 @@ class Parser {
           (verb === 'INSERT' && (word === 'EXEC' || word === 'EXECUTE')) ||
           (verb === 'ALTER' && ['DROP', 'ALTER', 'SET'].includes(word)) ||
           (verb === 'DROP' && word === 'IF') ||
+          // GRANT SELECT, EXECUTE ON ...
+          ((verb === 'GRANT' || verb === 'REVOKE') && is(before, verb, ',')) ||
           (verb === 'CREATE' && this.#at === start + 1);
         if (!goesOn) break;
         if (word === 'SELECT') own.select = false;

@@ -166,6 +166,9 @@ export class Session {
   #error = 0;
   /** How many there were. */
   #errors = 0;
+  /** @@IDENTITY; undefined: the last number that PostgreSQL gave out. */
+  #identity: Value | undefined = undefined;
+  readonly #identities = new Map<string, { readonly catalogue: number; readonly has: boolean }>();
   #nextHandle = 1;
   #nested = 0;
   /** Above 0 inside of TRY. */
@@ -530,9 +533,9 @@ export class Session {
       case 'exec':
         return this.#exec(statement, frame);
       case 'procedure': {
-        const verb = statement.replace ? 'ON CONFLICT (name) DO UPDATE SET text = excluded.text' : '';
-        const text = quote(JSON.stringify(statement.text));
-        await this.#pg(`INSERT INTO tds.procedures VALUES (${quote(statement.name)}, ${text}) ${verb}`, 'CREATE');
+        const verb = statement.replace ? 'ON CONFLICT (database, name) DO UPDATE SET text = excluded.text' : '';
+        const values = [this.database, statement.name, JSON.stringify(statement.text)].map(quote).join(', ');
+        await this.#pg(`INSERT INTO tds.procedures VALUES (${values}) ${verb}`, 'CREATE');
         this.reply.done('CREATE');
         return;
       }
@@ -591,6 +594,10 @@ export class Session {
         return int(this.#rowCount);
       case 'error':
         return int(this.#error);
+      case 'identity':
+        return this.#identity === undefined
+          ? undefined
+          : { type: { name: 'numeric', precision: 38, scale: 0 }, value: this.#identity };
       case 'lock_timeout':
         return int(this.#lockTimeout);
       case 'textsize':
@@ -742,6 +749,7 @@ export class Session {
     }
     if (held) await this.#holdCommit(() => this.pg.run('COMMIT'), 'autocommit');
     for (const table of translated.made) this.temporary.add(table);
+    if (verb === 'INSERT') await this.#noteIdentity(statement.tokens, frame);
     if (verb === 'DROP') for (const { text } of statement.tokens) this.temporary.delete(text.toLowerCase());
     if (verb === 'CREATE' || verb === 'ALTER' || verb === 'DROP') this.server.changedCatalogue();
     const last = results.findLast(({ command }) => command !== 'COMMENT') ?? results.at(-1)!;
@@ -767,7 +775,16 @@ export class Session {
       await this.#pg(`CREATE SCHEMA ${quoteName(list[2].text)}`, verb);
     } else if (verb === 'DROP' && (word === 'PROCEDURE' || word === 'PROC')) {
       const wanted = list.at(-1)!.text.toLowerCase();
-      await this.#pg(`DELETE FROM tds.procedures WHERE name = ${quote(wanted)}`, verb);
+      await this.#pg(
+        `DELETE FROM tds.procedures WHERE database = ${quote(this.database)} AND name = ${quote(wanted)}`,
+        verb,
+      );
+    } else if (verb === 'SELECT' && word === 'IDENTITY' && list[2]?.text === '(') {
+      // SELECT IDENTITY(type, seed, step) AS a INTO #t: of the table nothing is kept but the number that it was given.
+      const seed = list[list.findIndex(({ text }) => text === ',') + 1];
+      this.#identity = seed.text;
+    } else if (verb === 'GRANT') {
+      await this.#grant(list);
     } else if (verb === 'DROP' && word === 'DATABASE') {
       await this.#pg(
         `DROP SCHEMA ${list[2].text.toUpperCase() === 'IF' ? 'IF EXISTS ' : ''}${quoteName(list.at(-1)!.text)} CASCADE`,
@@ -778,6 +795,36 @@ export class Session {
     }
     this.reply.done(verb);
     return true;
+  }
+
+  /** GRANT a, b ON [OBJECT::]name TO somebody: kept for sys.database_permissions, and nothing else. */
+  async #grant(list: readonly Token[]): Promise<void> {
+    const on = list.findIndex(({ text }) => text.toUpperCase() === 'ON');
+    const to = list.findIndex(({ text }) => text.toUpperCase() === 'TO');
+    if (on < 0 || to < 0) return;
+    const permissions = list
+      .slice(1, on)
+      .filter(({ kind }) => kind === 'word')
+      .map(({ text }) => text.toUpperCase());
+    const [object, grantee] = [list[to - 1], list[to + 1]].map(({ text }) => text.toLowerCase());
+    const rows = permissions.map((permission) => [this.database, object, grantee, permission].map(quote).join(', '));
+    const values = rows.map((row) => `(${row})`).join(', ');
+    await this.#pg(`INSERT INTO tds.permissions VALUES ${values} ON CONFLICT DO NOTHING`, 'GRANT');
+  }
+
+  /** What @@IDENTITY is behind an INSERT: of a table without identity it is NULL. */
+  async #noteIdentity(list: readonly Token[], frame: Frame): Promise<void> {
+    const start = list[1]?.text.toUpperCase() === 'INTO' ? 2 : 1;
+    let end = start + 1;
+    while (list[end]?.text === '.') end += 2;
+    const table = translate('', list.slice(start, end), this.scope(frame)).sql;
+    const known = this.#identities.get(table);
+    if (known?.catalogue !== this.server.catalogue) {
+      const sql = `SELECT count(*) FROM pg_attribute WHERE attrelid = to_regclass(${quote(table)}) AND attidentity <> ''`;
+      const [[count]] = await this.pg.rows(sql);
+      this.#identities.set(table, { catalogue: this.server.catalogue, has: count !== '0' });
+    }
+    this.#identity = this.#identities.get(table)!.has ? undefined : null;
   }
 
   async use(database: string): Promise<void> {
@@ -1209,8 +1256,12 @@ export class Session {
       return { status, failed: this.#errors > before && this.#error !== 0, values, types };
     }
     let text: Value = null;
+    const [name, database = this.database] = procedure.split('.').reverse();
+    if (database !== this.database && !(await this.server.hasDatabase(this.pg, database))) {
+      throw new TdsError(911, `Database '${database}' does not exist. Make sure that the name is entered correctly.`);
+    }
     await this.#pg(
-      `SELECT text FROM tds.procedures WHERE name = ${quote(procedure.split('.').at(-1)!)}`,
+      `SELECT text FROM tds.procedures WHERE database = ${quote(database)} AND name = ${quote(name)}`,
       'EXEC',
       (row) => {
         text = row[0];
@@ -1226,7 +1277,9 @@ export class Session {
     const parameters = readParameters(head);
     const frame = new Frame(procedure);
     await this.#bind(frame, parameters, given, procedure);
-    const status = await this.#inside(() => this.#whole(frame, () => parse(list.slice(as + 1))));
+    const status = await this.#within(database, () =>
+      this.#inside(() => this.#whole(frame, () => parse(list.slice(as + 1)))),
+    );
     const named = given.map(
       ({ name }, i) => parameters.find((parameter) => parameter.name === name?.toLowerCase()) ?? parameters[i],
     );
@@ -1236,6 +1289,23 @@ export class Session {
       values: named.map((parameter) => frame.variables.get(parameter.name)!.value),
       types: named.map(({ type }) => type),
     };
+  }
+
+  /** A procedure of another database works on that. */
+  async #within<T>(database: string, body: () => Promise<T>): Promise<T> {
+    const before = this.database;
+    if (database === before) return body();
+    const go = async (to: string): Promise<void> => {
+      this.database = to;
+      this.#settingsTouched = true;
+      if (!this.#gone && !this.pg.closed) await this.#applySettings();
+    };
+    await go(database);
+    try {
+      return await body();
+    } finally {
+      await go(before);
+    }
   }
 
   /** Statements of a procedure of the server. */

@@ -9,7 +9,8 @@ export function setupSql(databases: readonly string[]): string {
     'SELECT pg_advisory_xact_lock(7421433)',
     ...databases.map((database) => `CREATE SCHEMA IF NOT EXISTS "${database.toLowerCase().replaceAll('"', '""')}"`),
     'CREATE SCHEMA IF NOT EXISTS tds',
-    'CREATE TABLE IF NOT EXISTS tds.procedures (name text PRIMARY KEY, text text NOT NULL)',
+    'CREATE TABLE IF NOT EXISTS tds.procedures (database text, name text, text text NOT NULL, PRIMARY KEY (database, name))',
+    'CREATE TABLE IF NOT EXISTS tds.permissions (database text, object text, grantee text, permission text, PRIMARY KEY (database, object, grantee, permission))',
     `CREATE OR REPLACE FUNCTION tds.last_identity() RETURNS numeric LANGUAGE plpgsql AS $$
        BEGIN RETURN lastval(); EXCEPTION WHEN object_not_in_prerequisite_state THEN RETURN NULL; END $$`,
     "CREATE OR REPLACE FUNCTION tds.datalength(text) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT octet_length($1)'",

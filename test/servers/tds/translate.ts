@@ -185,12 +185,18 @@ const CALLS: Readonly<Record<string, Call>> = {
     const cut = (date: string) => `date_trunc('${found}', ${date})`;
     return `(extract(epoch FROM ${cut(b)} - ${cut(a)}) / ${SECONDS[found] ?? 1})::int`;
   },
-  OBJECT_ID: ([name], t) => {
+  OBJECT_ID: ([name, kind], t) => {
+    if (kind?.[0]?.text.toUpperCase() === 'P') return t.procedureId(name);
     if (name.length !== 1 || name[0].kind !== 'string') return `to_regclass(${t.expression(name)})::oid::int8::int4`;
     const parts = name[0].text.split('.').map((part) => part.replaceAll(/^\[|\]$/g, ''));
     const path = normal(parts).map((part) => `"${part.toLowerCase()}"`);
     return `to_regclass(${quote(path.join('.'))})::oid::int8::int4`;
   },
+  // One owner has them all.
+  OBJECTPROPERTY: () => '1',
+  SCHEMA_ID: ([name], t) => `(CASE lower(${t.expression(name)}) WHEN 'dbo' THEN 1 END)`,
+  // Of the login it is the name.
+  SUSER_SID: ([name], t) => `convert_to(lower(${t.expression(name)}), 'UTF8')`,
   QUOTENAME: ([name], t) => `('[' || ${t.expression(name)} || ']')`,
   HASHBYTES: ([, text], t) => `sha256(convert_to((${t.expression(text)})::text, 'UTF8'))`,
   STUFF: ([text, start, length, put], t) =>
@@ -349,8 +355,8 @@ class Translator {
           break;
         case 'global': {
           const found = this.scope.global(token.text.slice(2).toLowerCase());
-          if (token.text.toLowerCase() === '@@identity') out.push('tds.last_identity()');
-          else if (found !== undefined) out.push(textOf(found));
+          if (found !== undefined) out.push(textOf(found));
+          else if (token.text.toLowerCase() === '@@identity') out.push('tds.last_identity()');
           else throw unknownVariable(token);
           break;
         }
@@ -499,6 +505,13 @@ class Translator {
     const [{ kind, text }] = list;
     if (kind === 'string' || kind === 'number') return text;
     return kind === 'variable' ? (this.scope.variable(text.toLowerCase())?.value ?? null) : null;
+  }
+
+  /** The number of a procedure of the present database. */
+  procedureId([name]: readonly Token[]): string {
+    const [plain, ...more] = name.text.replaceAll(/[[\]]/g, '').toLowerCase().split('.').reverse();
+    const database = more.length > 1 ? quote(more[1]) : textOf(this.scope.known('DB_NAME', [])!);
+    return `(SELECT hashtext(name) FROM tds.procedures WHERE database = ${database} AND name = ${quote(plain)})`;
   }
 
   /** `x AS type`. */
@@ -745,12 +758,20 @@ class Translator {
     return `UPDATE ${target} SET ${changes.join(', ')}${from}${where}${this.#returning(clauses.OUTPUT)}`;
   }
 
-  #delete(list: readonly Token[]): string {
+  #delete(whole: readonly Token[]): string {
+    let list = whole;
+    let most = '';
+    if (is(list[1], 'TOP') && is(list[2], '(')) {
+      const end = closing(list, 2);
+      most = this.expression(list.slice(3, end));
+      list = [list[0], ...list.slice(end + 1)];
+    }
     const start = is(list[1], 'FROM') ? 2 : 1;
     const clauses = clausesOf(list.slice(start), ['OUTPUT', 'FROM', 'WHERE', 'OPTION']);
     const target = this.expression(withoutHints(clauses['']).tokens);
     const using = clauses.FROM === undefined ? '' : ` USING ${this.expression(withoutHints(clauses.FROM).tokens)}`;
-    const where = clauses.WHERE === undefined ? '' : ` WHERE ${this.expression(clauses.WHERE)}`;
+    let where = clauses.WHERE === undefined ? '' : ` WHERE ${this.expression(clauses.WHERE)}`;
+    if (most !== '' && using === '') where = ` WHERE ctid IN (SELECT ctid FROM ${target}${where} LIMIT ${most})`;
     return `DELETE FROM ${target}${using}${where}${this.#returning(clauses.OUTPUT)}`;
   }
 

@@ -178,7 +178,9 @@ class Fellow {
 
   #wait(): void {
     this.#waiting = true;
-    this.#asked = this.#ask('SELECT pg_sleep($1)', [this.#options.sleep ?? 2]).finally(() => (this.#waiting = false));
+    const { wait, sleep = 2 } = this.#options;
+    const asked = wait === undefined ? this.#ask('SELECT pg_sleep($1)', [sleep]) : this.#ask(wait);
+    this.#asked = asked.finally(() => (this.#waiting = false));
     this.#asked.catch(() => {});
   }
 
@@ -318,7 +320,11 @@ class Fellow {
   }
 
   async #stream(): Promise<void> {
-    while (!this.#stopping) this.#checkResult(await this.#ask(SQL.result, [this.#rows]));
+    while (!this.#stopping) {
+      this.#checkResult(await this.#ask(SQL.result, [this.#rows]));
+      const { stream = 0 } = this.#crew.think;
+      if (stream > 0) await sleep(Math.random() * stream);
+    }
   }
 
   async #echo(): Promise<void> {
@@ -341,7 +347,7 @@ class Crew {
   readonly wrongReads: WrongRead[] = [];
   readonly connection: ClientConfig;
   /** What {@link pace} changes: all look at it anew each time. */
-  readonly think: { inside: number; between: number };
+  readonly think: { inside: number; between: number; stream?: number };
   readonly #options: ClientOptions;
   readonly #fellows: Fellow[];
   readonly #workload: Workload | null;

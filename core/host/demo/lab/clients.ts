@@ -5,7 +5,7 @@ import type { Remote } from './remote.js';
 
 /**
  * What the connections of a client host do. Those that stand still reach a point and stay there until {@link ClientHost.finish}:
- * `idle` is connected; `transaction` has written in a transaction and got the answer; `waiting` has written and waits for the answer of a `pg_sleep`, and of another one
+ * `idle` is connected; `transaction` has written in a transaction and got the answer; `waiting` has written and waits for an answer that takes its time, and for another one
  * at {@link ClientHost.press} if that has come;
  * `result` has read the beginning of a large result in a transaction that it will write in, its socket is not read further; `commit` has written, and sends COMMIT
  * at {@link ClientHost.press}. Those that run do not stop before: `echo` sends texts of random length and compares what comes back;
@@ -30,14 +30,19 @@ export interface ClientOptions {
   readonly port: number;
   /** How long a `waiting` client's answer takes, in seconds. Default 2. */
   readonly sleep?: number;
+  /** What a `waiting` client asks instead, when its answer is to take as long as somebody wants. */
+  readonly wait?: string;
   /** Rows of the large result, of about 80 bytes each. Default 50,000. */
   readonly rows?: number;
   /** Length of the texts of `echo`, in characters of one byte. Default 1 to 65,536. */
   readonly echo?: { readonly least: number; readonly most: number };
   /** What `transfer` clients do. Default: everything but `batch`. */
   readonly kinds?: Readonly<Partial<Record<Kind, number>>>;
-  /** Longest think time of `transfer` clients inside of a transaction and between two, and of `echo` clients between two, in ms. Default 100 and 50. */
-  readonly think?: { readonly inside: number; readonly between: number };
+  /**
+   * Longest think time of `transfer` clients inside of a transaction and between two, and of `echo` clients between two, in ms; default 100 and 50.
+   * And of `stream` clients between two results; default none, which keeps most of a processor busy for each.
+   */
+  readonly think?: { readonly inside: number; readonly between: number; readonly stream?: number };
   /** A request of a `transfer` client that is not answered for so long is an error, in ms. Default 45,000. */
   readonly patience?: number;
   /** Settings of the connection, such as `{ ssl: ... }`, for the `pg` driver. */
