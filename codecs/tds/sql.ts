@@ -63,6 +63,37 @@ interface Token {
 
 const WORD = /[\p{L}_#]/u;
 const IN_WORD = /[\p{L}\p{Nd}_#@$]/u;
+/** The same of ASCII, where nearly all of it is, without the cost of a search. */
+const ASCII_WORD = Uint8Array.from({ length: 128 }, (_, code) => Number(WORD.test(String.fromCharCode(code))));
+const ASCII_IN_WORD = Uint8Array.from({ length: 128 }, (_, code) => Number(IN_WORD.test(String.fromCharCode(code))));
+
+/** Does a word begin there? */
+function beginsWord(sql: string, at: number): boolean {
+  const code = sql.charCodeAt(at);
+  return code < 128 ? ASCII_WORD[code] === 1 : WORD.test(sql[at]);
+}
+
+/** The end of the word that goes on at `at`. */
+function wordEnd(sql: string, at: number): number {
+  let end = at;
+  for (; end < sql.length; end++) {
+    const code = sql.charCodeAt(end);
+    if (code < 128 ? ASCII_IN_WORD[code] === 0 : !IN_WORD.test(sql[end])) break;
+  }
+  return end;
+}
+
+/** The end of the number that goes on at `at`: digits, letters, underscores and points. */
+function numberEnd(sql: string, at: number): number {
+  let end = at;
+  for (; end < sql.length; end++) {
+    const code = sql.charCodeAt(end);
+    const digit = code >= 0x30 && code <= 0x39;
+    const letter = (code >= 0x41 && code <= 0x5a) || (code >= 0x61 && code <= 0x7a);
+    if (!digit && !letter && code !== 0x5f && code !== 0x2e) break;
+  }
+  return end;
+}
 
 function lex(sql: string): Token[] {
   const tokens: Token[] = [];
@@ -100,15 +131,13 @@ function lex(sql: string): Token[] {
       // Its quote is the next token; the letter is part of it.
       at++;
       continue;
-    } else if (c === '@' || WORD.test(c)) {
-      at++;
-      while (at < sql.length && IN_WORD.test(sql[at])) at++;
+    } else if (c === '@' || beginsWord(sql, at)) {
+      at = wordEnd(sql, at + 1);
       kind = c === '@' ? 'variable' : 'word';
       text = sql.slice(start, at);
       if (kind === 'word') text = text.toUpperCase();
     } else if (c >= '0' && c <= '9') {
-      at++;
-      while (at < sql.length && /[\w.]/.test(sql[at])) at++;
+      at = numberEnd(sql, at + 1);
       text = sql.slice(start, at);
     } else {
       at++;
@@ -248,9 +277,25 @@ export function onlyTells(name: string): boolean {
   return TELLING.has(plain);
 }
 
-/** Understands a text. */
+/** Longer texts are read anew each time: they seldom come twice. */
+const LONGEST = 4096;
+/** So many texts are remembered in each of two generations: what was not asked for while the younger one filled up is forgotten with the older. */
+const REMEMBERED = 1024;
+let young = new Map<string, BatchFacts>();
+let old = new Map<string, BatchFacts>();
+
+/** Understands a text. What it gives is shared by all who ask for the same one. */
 export function readBatch(sql: string): BatchFacts {
-  return new BatchReader(sql, lex(sql)).read();
+  if (sql.length > LONGEST) return new BatchReader(sql, lex(sql)).read();
+  let facts = young.get(sql);
+  if (facts !== undefined) return facts;
+  facts = old.get(sql) ?? new BatchReader(sql, lex(sql)).read();
+  if (young.size === REMEMBERED) {
+    old = young;
+    young = new Map();
+  }
+  young.set(sql, facts);
+  return facts;
 }
 
 class BatchReader {
@@ -292,21 +337,23 @@ class BatchReader {
       if (kind === 'word') at = this.word(at);
       else if (kind === 'variable' && text.toUpperCase() === '@@TRANCOUNT') this.solitary = true;
     }
-    const { label, statements, writes, opaque, control, touchesTables, conditional } = this;
-    const { settings, unknown, database, made, dropped, bulk } = this;
-    const { changes, solitary } = this;
-    const facts = {
-      label,
-      statements,
-      writes,
-      opaque,
-      control,
-      touchesTables,
-      conditional,
-      changes,
-      solitary,
+    return {
+      label: this.label,
+      statements: this.statements,
+      writes: this.writes,
+      opaque: this.opaque,
+      control: this.control,
+      touchesTables: this.touchesTables,
+      conditional: this.conditional,
+      changes: this.changes,
+      solitary: this.solitary,
+      settings: this.settings,
+      unknown: this.unknown,
+      database: this.database,
+      made: this.made,
+      dropped: this.dropped,
+      bulk: this.bulk,
     };
-    return { ...facts, settings, unknown, database, made, dropped, bulk };
   }
 
   private begin(verb: string): void {

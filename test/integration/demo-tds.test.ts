@@ -8,7 +8,7 @@ it('kills a SQL Server of the tests under traffic, and every acknowledged transa
   const ok = await runDemo({ rounds: 1, clients: 6, codec: 'tds', pair: false, json: true, out });
   const result = JSON.parse(texts.join(''));
   expect(Object.keys(result)).toEqual(DEMO_KEYS);
-  expect(result).toMatchObject({ rounds: 1, clients: 6, duplicates: 0, lost: 0, ok: true });
+  expect(result).toMatchObject({ rounds: 1, clients: 6, clientErrors: 0, duplicates: 0, lost: 0, ok: true });
   expect(result.transactions).toBeGreaterThan(6);
   expect(result.replays).toBeGreaterThan(0);
   expect(ok).toBe(true);

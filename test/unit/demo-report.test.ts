@@ -88,9 +88,7 @@ describe('the report of the demo', () => {
         { ...ROUND, open: 0 },
         { ...ROUND, number: 2, replays: 0, silent: 2 },
       ],
-      errors: [
-        { client: 3, code: '08007', unknown: true, message: 'who knows', during: 'commit', reference: '3-1', at: 0 },
-      ],
+      errors: [{ client: 3, code: '08007', message: 'who knows', during: 'commit', reference: '3-1', at: 0 }],
       wrongReads: [{ client: 4, what: 'balance', expected: 1, seen: 2 }],
       verdict: {
         duplicates: ['1-1', '1-2', '1-3', '1-4', '1-5', '1-6'],

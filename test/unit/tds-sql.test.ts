@@ -127,3 +127,12 @@ it('knows procedures that only tell something, however they are called', () => {
   expect(['sp_tables', '[sys].[sp_tables]', 'master..sp_tables', 'SP_TABLES'].every(onlyTells)).toBe(true);
   expect(['sp_executesql', 'tables', 'sp_tables2'].some(onlyTells)).toBe(false);
 });
+
+it('remembers what texts do, and not all of them', () => {
+  const once = readBatch('SELECT 1 AS remembered');
+  expect(readBatch('SELECT 1 AS remembered')).toBe(once);
+  for (let i = 0; i < 3000; i++) readBatch(`SELECT ${i}`);
+  const again = readBatch('SELECT 1 AS remembered');
+  expect(again).not.toBe(once);
+  expect(again).toEqual(once);
+});

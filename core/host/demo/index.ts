@@ -8,7 +8,7 @@ import { interruptible } from './interrupt.js';
 import { killPrimary } from './kill.js';
 import { checkLedger, createLedger, type LedgerFacts, readLedger } from './ledger.js';
 import { Progress, type Round, renderJson, renderStory, type Summary } from './report.js';
-import { accountsFor, type ClientError, Workload, type WorkloadOptions } from './workload.js';
+import { accountsFor, Workload, type WorkloadOptions } from './workload.js';
 
 /** Options of the demo. */
 export interface DemoOptions {
@@ -44,8 +44,6 @@ export interface Scene {
   killing(): void;
   /** The killed server is back, as a standby. */
   rebuilt(): Promise<void>;
-  /** Errors that this system cannot spare its clients. */
-  excuses(error: ClientError): boolean;
   stop(): Promise<void>;
 }
 
@@ -125,8 +123,6 @@ async function perform(options: DemoOptions, progress: Progress, signal: AbortSi
       rounds.length === options.rounds &&
       rounds.every((round) => round.open > 0 && (round.replays > 0 || round.committing > 0));
     const settled = rounds.every((round) => round.silent === 0);
-    const excused = workload.errors.filter((error) => scene.excuses(error)).length;
-    const spared = workload.errors.length === excused;
     return {
       rounds,
       clients,
@@ -136,12 +132,11 @@ async function perform(options: DemoOptions, progress: Progress, signal: AbortSi
       outcomeCommitted: stats.outcomes.get('committed') ?? 0,
       outcomeAborted: stats.outcomes.get('not-committed') ?? 0,
       errors: workload.errors,
-      excused,
       wrongReads: workload.wrongReads,
       verdict,
       messages,
       interrupted,
-      ok: verdict.right && spared && workload.wrongReads.length === 0 && interrupted && settled,
+      ok: verdict.right && workload.errors.length === 0 && workload.wrongReads.length === 0 && interrupted && settled,
     };
   } finally {
     progress.show('stopping');
@@ -223,7 +218,6 @@ async function setScene(clients: number): Promise<Scene> {
       readLedger: () => readLedger((sql) => pair.primary.query(sql)),
       killing: () => {},
       rebuilt: async () => {},
-      excuses: () => false,
       stop: () => pair.stop(),
     };
   });

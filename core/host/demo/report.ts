@@ -33,8 +33,6 @@ export interface Result {
   readonly outcomeCommitted: number;
   readonly outcomeAborted: number;
   readonly errors: readonly ClientError[];
-  /** How many of these it could not be spared. */
-  readonly excused?: number;
   readonly wrongReads: readonly WrongRead[];
   readonly verdict: LedgerVerdict;
   /** What the gateways warned of. */
@@ -115,13 +113,8 @@ export function renderStory(summary: Summary): string {
     summary,
     rows,
     faults(summary),
-    `Every acknowledged transaction is there exactly once, and ${seen(summary)} (${summary.seconds.toFixed(0)} s).`,
+    `Every acknowledged transaction is there exactly once, and no client saw an error (${summary.seconds.toFixed(0)} s).`,
   );
-}
-
-function seen({ excused = 0 }: Result): string {
-  if (excused === 0) return 'no client saw an error';
-  return `no client saw another error than that the outcome of an interrupted commit is unknown (${excused} did)`;
 }
 
 /** A line of the table at the end. */

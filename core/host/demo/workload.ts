@@ -39,8 +39,6 @@ export interface ClientError {
   readonly client: number;
   /** The server's own code, such as an SQLSTATE; empty when the connection broke. */
   readonly code: string;
-  /** It says that nobody can tell whether a commit took effect. */
-  readonly unknown: boolean;
   readonly message: string;
   /** What the client was doing. */
   readonly during: string;
@@ -456,9 +454,9 @@ class Teller {
   }
 
   #note(error: unknown, during: string, reference: string | null): void {
-    const { code, unknown } = this.#options.driver.meaning(error);
+    const { code } = this.#options.driver.meaning(error);
     const message = String((error as Error).message);
-    this.#workload.errors.push({ client: this.number, code, unknown, message, during, reference, at: now() });
+    this.#workload.errors.push({ client: this.number, code, message, during, reference, at: now() });
   }
 
   async #think(): Promise<void> {

@@ -245,7 +245,6 @@ class Fellow {
       this.#crew.errors.push({
         client: this.#number,
         code: severity === undefined ? '' : (code ?? ''),
-        unknown: code === '08007',
         message: String(message),
         during: `${this.kind}: ${during}`,
         reference: this.claim?.reference ?? null,
