@@ -21,9 +21,9 @@ const tds: Codec = {
   // The gateway checks nobody: a name and password go on to the server, which does.
   authMethods: ['trust'],
   unprotected: [
-    'the outcome of interrupted commits and of single statements outside of a transaction: unknown (50087)',
+    'calls of procedures, bulk loads, and batches that a transaction around them would change, outside of a transaction and in flight: outcome unknown (50087)',
+    '@@ROWCOUNT and @@ERROR behind a statement that is guarded (outcome: { by: marker }), and @@IDENTITY behind a COMMIT, in a later request: 0 and NULL',
     'temporary tables, cursors from before the transaction, application locks, session context: gone with their server; the next request gets an error that names them (50055)',
-    'calls of procedures in flight: outcome unknown (50087), for they may commit',
     'values that a server makes up (identity, newid(), getdate()) and that come out differently: the transaction is to be run again (1205)',
     'integrated and federated authentication, MARS, distributed transactions: refused or named',
   ],

@@ -771,9 +771,15 @@ export class Session implements Sink {
     this.gates++;
     this.marking = true;
     this.mark((injection) => {
+      const marked = injection.marked();
+      if (marked === 'refused') {
+        // The commit is answered here: nothing of its transaction may stay.
+        this.inject(this.codec.guard!.rollback(), () => this.refuseCommit(injection));
+        this.flushOut();
+        return;
+      }
       const cancelled = !this.marking;
       this.marking = false;
-      const marked = injection.marked();
       if (marked === 'taken') {
         // A commit that its client took back meanwhile will come again, and find that row again.
         if (cancelled) this.lost();
@@ -781,10 +787,6 @@ export class Session implements Sink {
           this.takeUp();
           this.repeatedInVain();
         }
-      } else if (marked === 'refused') {
-        // The commit is answered here: nothing of its transaction may stay.
-        this.inject(this.codec.guard!.rollback(), () => this.refuseCommit(injection, cancelled));
-        this.flushOut();
       } else {
         this.gates--;
         if (cancelled) this.unit.goOn();
@@ -795,7 +797,9 @@ export class Session implements Sink {
   }
 
   /** The transaction whose row was refused is rolled back. Its client is told, with its next request if it has taken its commit back. */
-  private refuseCommit(mark: MarkInjection, cancelled: boolean): void {
+  private refuseCommit(mark: MarkInjection): void {
+    const cancelled = !this.marking;
+    this.marking = false;
     this.gates--;
     const record = cancelled ? this.records[this.records.length - 1] : this.takeUp();
     this.codec.guardEnded(false);

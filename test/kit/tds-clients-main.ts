@@ -294,7 +294,6 @@ class Fellow {
     this.crew.errors.push({
       client: this.number,
       code,
-      unknown: number === UNKNOWN,
       message: String(message),
       during: `${this.kind}: ${what}`,
       reference,

@@ -203,6 +203,33 @@ describe.each([true, false])('with a server that tells of transactions in text: 
   });
 });
 
+it('is refused although its client has taken the commit back', () => {
+  const attention = packets(ATTENTION, new Uint8Array(0), CLIENT_SIZE);
+  const told = { withCommit: 0, later: 0 };
+  for (const fault of [2812, -1205]) {
+    for (let at = 0; at < 150; at++) {
+      const engine = make({ cut: BYTES });
+      const client = new TdsScriptClient(engine);
+      for (const text of ['tm begin', 'insert a']) client.step(text);
+      engine.database.markFault = fault;
+      engine.interrupt = { at: engine.delivered + at, bytes: attention };
+      const heard = client.step('tm commit').flatMap(errorsIn);
+      engine.interrupt = null;
+      if (heard.length > 0) told.withCommit++;
+      else {
+        // It hears of it at once when it speaks again, and then of nothing more.
+        told.later++;
+        expect(client.step('select 1').flatMap(errorsIn)).toEqual([50_055]);
+      }
+      expect(client.descriptor).toBe(0n);
+      engine.database.markFault = 0;
+      for (const text of ['tm begin', 'insert b', 'tm commit']) expect(client.step(text).flatMap(errorsIn)).toEqual([]);
+      expect(engine.database.applied).toEqual(['b']);
+    }
+  }
+  expect(Math.min(told.withCommit, told.later)).toBeGreaterThan(0);
+});
+
 it('is unknown for what cannot be guarded', () => {
   const alone: Readonly<Record<string, string>> = {
     'asks for the transaction': 'insert a; SELECT @@TRANCOUNT',
