@@ -80,7 +80,9 @@ export async function pausesOf(
   const { pauses, silent } = await clients.pauses(since, timeoutMs);
   if (silent === 0) return pauses;
   const { connections } = await clients.report();
-  const waiting = connections.filter((one) => one.waiting).map(({ kind, portNow }) => `${kind} from port ${portNow}`);
+  const waiting = connections
+    .filter((one) => one.waiting)
+    .map(({ kind, portNow, longestMs }) => `${kind} from port ${portNow} (${Math.round(longestMs)} ms)`);
   const { rows } = await primary.query(
     `SELECT pid, host(client_addr) AS host, state, wait_event, pg_blocking_pids(pid) AS blockers, left(query, 60) AS query,
             extract(epoch FROM now() - state_change)::int AS seconds
