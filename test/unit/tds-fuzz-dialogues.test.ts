@@ -37,10 +37,13 @@ const CLIENTS = [
   Buffer.concat([packets(PRELOGIN, clientPayloads.prelogin, 4096), packets(LOGIN7, clientPayloads.login, 4096)]),
 ];
 /** What servers answer to these. */
-const PRELOGIN_ANSWER = packets(TABULAR_RESULT, Buffer.from('00000b0006010011000110000000000002', 'hex'), 4096);
+const PRELOGIN_ANSWER = packets(TABULAR_RESULT, Buffer.from('00000b00060100110001ff10000000000002', 'hex'), 4096);
+const ANSWERED = serverTokens().map((token) => Buffer.concat([PRELOGIN_ANSWER, packets(TABULAR_RESULT, token, 4096)]));
 const SERVERS = [
   ...raw('server', 2),
-  ...serverTokens().map((token) => Buffer.concat([PRELOGIN_ANSWER, packets(TABULAR_RESULT, token, 4096)])),
+  ...ANSWERED,
+  // The first one lets in: without captures few others come to an end.
+  ...ANSWERED.map(() => ANSWERED[0]),
 ];
 /** Answers to questions, one after the other. */
 const ANSWERS = [
