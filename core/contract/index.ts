@@ -660,11 +660,8 @@ export interface Codec {
   session(context: SessionContext): SessionCodec;
   /** The codec of a session as {@link SessionCodec.freeze} left it. */
   thaw(context: SessionContext, frozen: unknown): SessionCodec;
-  /**
-   * Runs through what only a failover needs, without effect, so that the first one does not wait for code that never ran: a piece of that, of a
-   * few ms. False when there is nothing more to do.
-   */
-  warmUp?(): boolean;
+  /** Runs through what only a failover needs, without effect, so that the first one does not wait for code that never ran. May take 0.1 s. */
+  warmUp?(): void;
 }
 
 // --------------------------------------------------------------------------------------------------------------- plugins

@@ -72,9 +72,6 @@ export interface GatewayOptions {
 const SETTLE_MS = 5000;
 /** How often it is looked whether sessions should be on other servers; they are not moved more often than once a second. */
 const BALANCE_MS = 500;
-/** Clients of an engine before this one go on first. */
-const WARM_AFTER_MS = 1000;
-const WARM_PAUSE_MS = 20;
 /** How long sessions may take to leave when the gateway stops. */
 const STOP_MS = 1000;
 
@@ -100,9 +97,6 @@ class RunningGateway implements Gateway {
   admin: { host: string; port: number } | null = null;
   readonly stats = new Stats();
   private readonly stopping = new AbortController();
-  /** Codecs that have not run what only a failover needs. */
-  private readonly cold = new Set<Codec>();
-  private warm: NodeJS.Timeout | undefined;
   private readonly clusters = new Map<string, Cluster>();
   /** By cluster: what is kept from being made up again on its new primary. */
   private readonly reservations = new Map<string, Reservations>();
@@ -148,13 +142,6 @@ class RunningGateway implements Gateway {
       );
       this.admin = { host: this.adminServer.host, port: this.adminServer.port };
     }
-    this.warm = setTimeout(() => this.warmUp(), WARM_AFTER_MS).unref();
-  }
-
-  /** Has codecs run through what only a failover needs, a few ms at a time: clients may be waiting. */
-  private warmUp(): void {
-    for (const codec of this.cold) if (codec.warmUp!() === false) this.cold.delete(codec);
-    if (this.cold.size > 0) this.warm = setTimeout(() => this.warmUp(), WARM_PAUSE_MS).unref();
   }
 
   private async startCluster(config: ClusterConfig, extensions: Extensions): Promise<void> {
@@ -229,7 +216,7 @@ class RunningGateway implements Gateway {
       mode === 'off' || cert === null || key === null ? null : serverTls({ cert: cert.text, key: key.text.reveal() });
     const { monitor, detection } = this.config.clusters.find(({ name }) => name === config.cluster)!;
     const silence = monitor === null || codec.activity === undefined ? null : detection.silence;
-    if (config.mutables === 'keep' && codec.warmUp !== undefined) this.cold.add(codec);
+    if (config.mutables === 'keep') codec.warmUp?.();
     const reservations = this.reservations.get(config.cluster) ?? new Reservations(this.log);
     this.reservations.set(config.cluster, reservations);
     const door = new Door(
@@ -392,7 +379,6 @@ class RunningGateway implements Gateway {
     await this.pair?.stop();
     this.solo?.stop();
     this.stopping.abort();
-    clearTimeout(this.warm);
     await Promise.all(this.doors.map((door) => door.close()));
     await Promise.all([...this.clusters.values()].map((cluster) => cluster.stop()));
     await this.adminServer?.stop();

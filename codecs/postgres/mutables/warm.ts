@@ -104,18 +104,18 @@ export const WARM_FOUND: Findings = {
   stuck: new Map(),
 };
 
-let rounds = 0;
+let warm = false;
 
 /**
- * Runs through the planning of a made-up unit, a round at a time, until the engine has compiled it, once in a process: the first failover, of all of
- * them, should not wait for that.
- * @returns whether there is more to do
+ * Runs through the planning of a made-up unit until the engine has compiled it, once in a process: the first failover, of all of them, should
+ * not wait for that.
  */
-export function warmUp(): boolean {
-  if (rounds === ROUNDS) return false;
-  rounds++;
-  const gathered = gather(WARM_UNIT, new Map());
-  const knowledge: Knowledge = { time: null, currval: new Map(), lastval: null, held: new Map() };
-  if (gathered !== null) plan(gathered, knowledge, WARM_FOUND.view, WARM_FOUND).next();
-  return rounds < ROUNDS;
+export function warmUp(): void {
+  if (warm) return;
+  warm = true;
+  for (let round = 0; round < ROUNDS; round++) {
+    const gathered = gather(WARM_UNIT, new Map());
+    const knowledge: Knowledge = { time: null, currval: new Map(), lastval: null, held: new Map() };
+    if (gathered !== null) plan(gathered, knowledge, WARM_FOUND.view, WARM_FOUND).next();
+  }
 }
