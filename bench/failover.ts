@@ -17,13 +17,20 @@ export interface FailoverOptions {
   /** Warm spares in the variant that has some; 0 leaves that variant out. */
   readonly spares: number;
   readonly rounds: number;
-  /** Whether the gateway takes part; otherwise only the clients that connect again. */
+  /** Whether the gateway takes part; otherwise only the clients that help themselves. */
   readonly outlive: boolean;
   readonly json: boolean;
 }
 
 /** Who carries the transactions over. */
-export type Variant = 'spares' | 'no spares' | 'reconnect';
+export type Variant = 'spares' | 'no spares' | UnaidedVariant;
+
+/** Without a gateway: the clients themselves. */
+export type UnaidedVariant = (typeof UNAIDED)[number];
+
+const UNAIDED = ['own spares', 'reconnect'] as const;
+
+const isUnaided = (variant: Variant): variant is UnaidedVariant => (UNAIDED as readonly Variant[]).includes(variant);
 
 /** One failover. Times are milliseconds; waits run from the moment at which the new primary took writes. */
 export interface FailoverRound {
@@ -98,16 +105,18 @@ async function failOver(
 
   const wantedSpares = variant === 'spares' ? options.spares : 0;
   let gateway: Peer | undefined;
-  if (variant !== 'reconnect') {
+  if (!isUnaided(variant)) {
     gateway = await startOutlive(scope, {
       ...{ servers: [addressOf(primary), addressOf(standby)], ...login, sessions: clients },
       ...{ spares: wantedSpares, monitorUser: 'postgres' },
     });
   }
   const units = new LoadChild(scope);
-  const manner = gateway ? 'gateway' : 'reconnect';
+  const manner = isUnaided(variant) ? variant : 'gateway';
   const { host, port } = gateway ?? primary;
-  units.send({ order: 'units', options: { host, port, ...login, clients, statements, timeoutMs: TIMEOUT_MS, manner } });
+  const own = variant === 'own spares' ? { standby: addressOf(standby) } : {};
+  const what = { ...login, clients, statements, timeoutMs: TIMEOUT_MS, manner, ...own } as const;
+  units.send({ order: 'units', options: { host, port, ...what } });
   await units.next('open');
   const spares = await waitForSpares(standby, wantedSpares);
   if (spares < wantedSpares) progress(`only ${spares} of ${wantedSpares} spares are there`);
@@ -170,7 +179,7 @@ export function sparesRatio(rounds: readonly FailoverRound[], other: Variant): S
 export function failoverFigures(rounds: readonly FailoverRound[]): Figure[] {
   const withSpares = rounds.filter(({ variant }) => variant === 'spares');
   const p99 = withSpares.map((each) => each.p99);
-  const through = rounds.filter(({ variant }) => variant !== 'reconnect');
+  const through = rounds.filter(({ variant }) => !isUnaided(variant));
   const lost = through.reduce((sum, { errors, missing }) => sum + errors + missing, 0);
   return [
     {
@@ -226,9 +235,9 @@ export async function failover(options: FailoverOptions): Promise<Figure[]> {
     const variants: Variant[] = [];
     if (options.outlive && options.spares > 0) variants.push('spares');
     if (options.outlive) variants.push('no spares');
-    variants.push('reconnect');
+    variants.push(...UNAIDED);
     // Beside the clients' sessions: spares, logins under way, and those of the monitor and of this program.
-    const settings = serverSettings(2 * options.clients + options.spares + 60);
+    const settings = serverSettings(3 * options.clients + options.spares + 60);
     const pair = await startPair({ settings });
     scope.defer(() => pair.stop());
     await prepareDatabase(pair.primary);
@@ -257,6 +266,7 @@ export async function failover(options: FailoverOptions): Promise<Figure[]> {
       `PostgreSQL ${pair.primary.version}, synchronous pair; ${clients} clients, ${statements} statements in each open transaction`,
       `waits run from the moment at which the new primary takes writes; ${options.rounds} rounds, medians (max: the greatest)`,
       ...(options.outlive ? [`spares: ${spares} warm sessions on the standby`] : []),
+      'own spares: no gateway; clients have sessions on the standby, and send their whole transaction at once when told of the promotion',
       'reconnect: no gateway; clients connect and repeat their transaction themselves, told at once where the new primary is',
       ...foreignLines(rounds.map(({ foreign }) => foreign)),
       '',

@@ -6,7 +6,7 @@ import { idle } from './idle.js';
 import { LOADS, type LoadChoice } from './load/run.js';
 import { WORKLOADS, type WorkloadName } from './load/workloads.js';
 import { pair } from './pair.js';
-import { PEERS, type PeerName } from './peers/peer.js';
+import { PEERS, type PeerName, USUAL_PEERS } from './peers/peer.js';
 import { relay } from './relay.js';
 import { relayTds } from './relay-tds.js';
 import { allPass, type Figure } from './report.js';
@@ -58,7 +58,7 @@ scenario('relay', 'throughput, latency and CPU of relaying, side by side')
   .option('--seconds <n>', 'measured time of each cell', whole(1), 5)
   .option('--rounds <n>', 'rounds', whole(1), 3)
   .option('--workloads <list>', WORKLOADS.join(', '), someOf(WORKLOADS), [...WORKLOADS])
-  .option('--peers <list>', PEERS.join(', '), someOf(PEERS), [...PEERS])
+  .option('--peers <list>', PEERS.join(', '), someOf(PEERS), [...USUAL_PEERS])
   .option('--scale <n>', 'branches of 100,000 accounts', whole(1), 16)
   .addOption(new Option('--load <generator>', 'who makes the load').choices([...LOADS]).default('auto'))
   .addOption(
@@ -87,7 +87,7 @@ scenario('failover', 'how long clients with an open transaction wait after a pro
   .option('--statements <n>', 'statements of each transaction before the failover', whole(1), 5)
   .option('--spares <n>', 'warm spares where there are some (default: as many as clients)', whole(0))
   .option('--rounds <n>', 'rounds', whole(1), 3)
-  .option('--without-outlive', 'only clients that connect again by themselves')
+  .option('--without-outlive', 'only clients that help themselves')
   .action(
     async (
       options: Common & {
@@ -105,7 +105,7 @@ scenario('failover', 'how long clients with an open transaction wait after a pro
 
 scenario('idle', 'memory of idle sessions')
   .option('--sessions <n>', 'idle sessions', whole(1), 2000)
-  .option('--peers <list>', PEERS.join(', '), someOf(PEERS), [...PEERS])
+  .option('--peers <list>', PEERS.join(', '), someOf(PEERS), [...USUAL_PEERS])
   .action(async (options: Common & { sessions: number; peers: PeerName[] }) =>
     settle(await idle({ ...options, json: options.json ?? false }), options),
   );

@@ -1,5 +1,6 @@
 import { chooseLoad, type LoadChoice, type MeasuredLoad } from './load/run.js';
 import { TIDY_STATEMENTS, type WorkloadName, workloadOf } from './load/workloads.js';
+import { startBare } from './peers/bare.js';
 import { startHaproxy } from './peers/haproxy.js';
 import { startOutlive } from './peers/outlive.js';
 import { PEERS, type Peer, type PeerName, type PeerOptions, startDirect } from './peers/peer.js';
@@ -74,6 +75,8 @@ export function startPeer(scope: Scope, name: PeerName, options: PeerOptions): P
       return startDirect(scope, options);
     case 'outlive':
       return startOutlive(scope, { ...options, monitorUser: 'postgres' });
+    case 'bare':
+      return startBare(scope, options);
     case 'pgbouncer':
       return startPgbouncer(scope, options);
     case 'haproxy':

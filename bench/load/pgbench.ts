@@ -4,7 +4,8 @@ import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { Program } from '../scope.js';
 import { Histogram } from '../statistics.js';
-import type { LoadOptions, LoadResult } from './generator.js';
+import type { LoadOptions } from './generator.js';
+import type { LoadResult } from './meter.js';
 import { workloadOf } from './workloads.js';
 
 /**

@@ -1,7 +1,8 @@
 import { type CpuSample, residentBytes, sampleCpu } from '../proc.js';
 import { findProgram, type Scope } from '../scope.js';
 import { LoadChild } from './channel.js';
-import type { LoadOptions, LoadResult } from './generator.js';
+import type { LoadOptions } from './generator.js';
+import type { LoadResult } from './meter.js';
 import { runPgbench } from './pgbench.js';
 
 /** Which load generator is wanted; auto takes pgbench where it is installed. */

@@ -1,5 +1,4 @@
 import { connect, type Socket } from 'node:net';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { integerOf, readMessage, readReturnValue } from '../../codecs/tds/facts.js';
 import { obfuscatePassword, writeLogin7 } from '../../codecs/tds/login7.js';
 import { HEADER_LENGTH, LOGIN7, PRELOGIN, packets, RPC, SQL_BATCH } from '../../codecs/tds/packet.js';
@@ -8,8 +7,7 @@ import { writeSqlBatch } from '../../codecs/tds/request.js';
 import { integerParameter, SP_EXECUTE, SP_PREPARE, textParameter, writeRpc } from '../../codecs/tds/rpc.js';
 import { ERROR, RETURNVALUE, TokenReader } from '../../codecs/tds/tokens.js';
 import { TDS_7_4, VERSION_7_4 } from '../../codecs/tds/version.js';
-import { Histogram } from '../statistics.js';
-import type { LoadHooks, LoadResult } from './generator.js';
+import { type LoadHooks, type LoadResult, type LoadTimes, Meter } from './meter.js';
 
 /** Rows that are looked for. */
 export const TDS_ACCOUNTS = 100_000;
@@ -157,24 +155,11 @@ async function encode(session: TdsLoadSession, prepared: boolean): Promise<Uint8
  * are those that ended within the measured time.
  */
 export async function runTdsLoad(
-  options: TdsPlace & {
-    readonly clients: number;
-    readonly prepared: boolean;
-    readonly warmupMs: number;
-    readonly measureMs: number;
-  },
+  options: TdsPlace & LoadTimes & { readonly clients: number; readonly prepared: boolean },
   hooks: LoadHooks = {},
 ): Promise<LoadResult> {
   const sessions: TdsLoadSession[] = [];
-  const histogram = new Histogram();
-  let errors = 0;
-  let firstError: string | undefined;
-  let counting = false;
-  let fail: (error: Error) => void = () => {};
-  const failed = new Promise<never>((_, reject) => {
-    fail = reject;
-  });
-  failed.catch(() => {});
+  const meter = new Meter();
   try {
     const requests: Uint8Array[][] = [];
     for (let i = 0; i < options.clients; i++) {
@@ -185,40 +170,18 @@ export async function runTdsLoad(
     for (const [i, session] of sessions.entries()) {
       let next = 0;
       let began = performance.now();
-      session.onLost = () => fail(new Error('a session was lost'));
+      session.onLost = () => meter.fail(new Error('a session was lost'));
       session.onAnswer = (answer) => {
         // A row comes behind its columns; an error has none.
-        const bad = answer[0] === ERROR ? errorIn(answer) : undefined;
-        if (bad !== undefined) firstError ??= bad;
+        const error = answer[0] === ERROR ? errorIn(answer) : undefined;
         const now = performance.now();
-        if (counting) {
-          if (bad === undefined) histogram.record((now - began) * 1000);
-          else errors++;
-        }
+        meter.count(now - began, error);
         began = now;
         session.send(requests[i][next++ % VARIANTS]);
       };
       session.send(requests[i][next++]);
     }
-    await Promise.race([failed, sleep(options.warmupMs)]);
-    counting = true;
-    const from = performance.now();
-    hooks.onMeasure?.();
-    await Promise.race([failed, sleep(options.measureMs)]);
-    counting = false;
-    const seconds = (performance.now() - from) / 1000;
-    await Promise.race([failed, hooks.onMeasured?.()]);
-    const { count } = histogram;
-    const at = (p: number) => histogram.percentile(p) / 1000;
-    return {
-      tps: count / seconds,
-      transactions: count,
-      errors,
-      firstError,
-      p50: at(50),
-      p99: at(99),
-      max: histogram.max / 1000,
-    };
+    return await meter.run(options, hooks);
   } finally {
     for (const session of sessions) session.end();
   }

@@ -10,9 +10,12 @@ export interface UnitsOptions extends LoginOptions {
   readonly timeoutMs: number;
   /**
    * gateway: the sessions are expected to go on. reconnect: the clients connect to the new primary as soon as they
-   * are told where it is, and run their transaction again by themselves.
+   * are told where it is, and run their transaction again by themselves. own spares: the same over sessions that were opened on `standby`
+   * beforehand, the whole transaction as one text.
    */
-  readonly manner: 'gateway' | 'reconnect';
+  readonly manner: 'gateway' | 'reconnect' | 'own spares';
+  /** Where `own spares` are opened. */
+  readonly standby?: { readonly host: string; readonly port: number };
 }
 
 /** What became of one client's next statement. */
@@ -50,21 +53,23 @@ export function unitStatements(id: number, count: number): { statements: string[
   return { statements, counter };
 }
 
+/** The statement that a client sends when its server dies. */
+const nextStatement = (id: number) => `UPDATE outlive_bench_rows SET n = n + 1 WHERE id = ${id} RETURNING n`;
+
 /** The clients of one failover. */
 export class Units {
   readonly #options: UnitsOptions;
   readonly #next: readonly Buffer[];
   readonly #expected: string;
   #sessions: LoadSession[] = [];
+  #spares: LoadSession[] = [];
   #outcomes: Promise<UnitOutcome>[] = [];
   #tellAddress: (address: { host: string; port: number }) => void = () => {};
   readonly #address: Promise<{ host: string; port: number }>;
 
   constructor(options: UnitsOptions) {
     this.#options = options;
-    this.#next = Array.from({ length: options.clients }, (_, id) =>
-      queryFrame(`UPDATE outlive_bench_rows SET n = n + 1 WHERE id = ${id} RETURNING n`),
-    );
+    this.#next = Array.from({ length: options.clients }, (_, id) => queryFrame(nextStatement(id)));
     this.#expected = String(unitStatements(0, options.statements).counter + 1);
     this.#address = new Promise((resolve) => {
       this.#tellAddress = resolve;
@@ -73,7 +78,8 @@ export class Units {
 
   /** Logs everybody in and opens everybody's transaction. */
   async open(): Promise<void> {
-    const { clients } = this.#options;
+    const { clients, standby } = this.#options;
+    if (standby) this.#spares = await openMany(clients, () => LoadSession.open({ ...this.#options, ...standby }));
     this.#sessions = await openMany(clients, async (id) => {
       const session = await LoadSession.open(this.#options);
       await this.#runUnit(session, id);
@@ -140,6 +146,12 @@ export class Units {
   /** What an application does for itself: a new connection, the whole transaction once more, and the statement. */
   async #again(id: number) {
     const address = await this.#address;
+    const spare = this.#spares[id];
+    if (spare) {
+      this.#sessions[id] = spare;
+      const { statements } = unitStatements(id, this.#options.statements);
+      return await spare.run(queryFrame(['BEGIN', ...statements, nextStatement(id)].join(';')));
+    }
     const session = await LoadSession.open({ ...this.#options, ...address });
     this.#sessions[id] = session;
     await this.#runUnit(session, id);

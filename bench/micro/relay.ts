@@ -13,9 +13,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
-import { connect } from '../../core/io/connect.js';
-import { listen } from '../../core/io/listen.js';
-import type { Wire } from '../../core/io/wire.js';
+import { passBytes } from '../peers/bare.js';
 
 const KINDS = ['plain', 'stream', 'raw'] as const;
 type Kind = (typeof KINDS)[number];
@@ -27,33 +25,6 @@ const NOBODY = 65534;
 const run = promisify(execFile);
 
 // ------------------------------------------------------------------------------------------------------------- the relay
-
-/** Passes on what comes from one wire to the other, and waits when the other cannot keep up. */
-function pass(from: Wire, to: Wire): void {
-  from.onData = (chunk) => {
-    if (!to.write(chunk)) from.pause();
-  };
-  to.onDrain = () => from.resume();
-  from.onClose = () => to.end();
-  from.resume();
-}
-
-async function wireRelay(target: number): Promise<number> {
-  const listener = await listen({
-    host: '127.0.0.1',
-    port: 0,
-    onWire: (client) => {
-      connect({ host: '127.0.0.1', port: target, timeoutMs: 5000 }).then(
-        (server) => {
-          pass(client, server);
-          pass(server, client);
-        },
-        () => client.reset(),
-      );
-    },
-  });
-  return listener.port;
-}
 
 function plainRelay(target: number): Promise<number> {
   const server = net.createServer({ noDelay: true }, (client) => {
@@ -76,7 +47,7 @@ function plainRelay(target: number): Promise<number> {
 }
 
 async function relay(kind: Kind, target: number): Promise<void> {
-  const port = kind === 'plain' ? await plainRelay(target) : await wireRelay(target);
+  const port = kind === 'plain' ? await plainRelay(target) : await passBytes({ host: '127.0.0.1', port: target }, 0);
   process.on('message', () => process.send?.({ cpu: process.cpuUsage() }));
   process.on('disconnect', () => process.exit());
   process.send?.({ port });

@@ -4,9 +4,12 @@ import { LoadSession, type LoginOptions } from '../load/session.js';
 import type { Program, Scope } from '../scope.js';
 
 /** What stands, or does not stand, between the clients and the server. */
-export const PEERS = ['direct', 'outlive', 'pgbouncer', 'haproxy'] as const;
+export const PEERS = ['direct', 'outlive', 'bare', 'pgbouncer', 'haproxy'] as const;
 
 export type PeerName = (typeof PEERS)[number];
+
+/** Those that are measured unless others are wanted. */
+export const USUAL_PEERS: readonly PeerName[] = PEERS.filter((name) => name !== 'bare');
 
 /** Address of a server. */
 export interface ServerAddress {

@@ -317,4 +317,25 @@ describe('Units', () => {
     // BEGIN, five statements, the next one and COMMIT, for each of four.
     expect(statements).toHaveLength(4 * 8);
   });
+
+  it('repeats everything at once on sessions that it has opened beforehand, where that is the manner', async () => {
+    const old = await scripted(({ body }, count, socket) => {
+      if (body.includes('RETURNING')) socket.destroy();
+      return count === 0 ? LOGIN : READY;
+    });
+    const next = await scripted(({ body }, count) => {
+      if (count === 0) return LOGIN;
+      return body.includes('RETURNING') ? Buffer.concat([row('1'), row('4'), READY]) : READY;
+    });
+    const manner = { timeoutMs: 5000, manner: 'own spares', standby: next.login } as const;
+    const units = new Units({ ...old.login, ...options, ...manner });
+    await units.open();
+    expect(next.received.filter(({ type }) => type === 'Q')).toEqual([]);
+    units.send(0);
+    units.send(1);
+    units.promoted(next.login);
+    expect((await units.finish()).map(({ error }) => error)).toEqual([undefined, undefined, undefined, undefined]);
+    // All of it in one, and COMMIT, for each of four.
+    expect(next.received.filter(({ type }) => type === 'Q')).toHaveLength(4 * 2);
+  });
 });
