@@ -1,9 +1,9 @@
 import { expect, it } from 'vitest';
-import { now } from '../../core/host/demo/workload.js';
-import { notInTurn, outlive, Program, served, startTakeover } from '../kit/gateway-pair.js';
+import { Program, startTakeover } from '../kit/gateway-pair.js';
 import { describeLab, usePairLab } from '../kit/pair-lab.js';
 import { eventually } from '../kit/servers.js';
 import { PORT } from '../kit/takeover.js';
+import { expectMoved, moveToAndFro } from '../kit/takeover-scene.js';
 
 /** K3: planned moves under full load. Twenty of them take more than a minute. */
 const MOVES = Number(process.env.OUTLIVE_TAKEOVER_MOVES ?? 6);
@@ -73,24 +73,7 @@ describeLab('a planned move', () => {
     await eventually(async () => (await clients.report()).transactions > 20);
     const before = await clients.report();
 
-    const owners: ('a' | 'b')[] = ['a'];
-    const times: number[] = [];
-    for (let move = 0; move < MOVES; move++) {
-      const owner = owners.at(-1)!;
-      const next = owner === 'a' ? 'b' : 'a';
-      await clients.watch();
-      const since = now();
-      // Both ways of ordering it, each in both directions.
-      if (move % 4 < 2) await outlive(place, gateways, next, 'takeover');
-      else await outlive(place, gateways, owner, 'drain');
-      owners.push(next);
-      const pauses = await place.pauses(clients, since);
-      times.push(Math.max(...pauses));
-      if (move % 4 >= 2) await outlive(place, gateways, owner, 'drain', '--undo');
-      await clients.probe();
-      await served(gateways, next);
-      if (move === 1) await clients.press();
-    }
+    const { owners, times } = await moveToAndFro(place, gateways, clients, MOVES);
 
     const reports = await Promise.all(copies.map((copy) => copy.finish()));
     const report = await clients.finish();
@@ -106,13 +89,9 @@ describeLab('a planned move', () => {
     expect(report.echoed).toBeGreaterThan(1_000_000);
     expect(report.streamed).toBeGreaterThan(1_000_000);
     expect(await place.verdict(report)).toMatchObject({ right: true });
-    expect(notInTurn(await stop(), address, owners)).toBeNull();
-    for (const name of ['a', 'b'] as const) {
-      const { counts: done } = (await gateways[name].status()).pair;
-      expect(done).toMatchObject({ reset: 0, takeovers: owners.filter((owner) => owner === name).length });
-    }
+    await expectMoved(gateways, await stop(), owners);
     if (process.env.LOG) {
-      console.log({ times: times.map(Math.round), reports, transactions: report.transactions, echoed: report.echoed });
+      console.log({ times, reports, transactions: report.transactions, echoed: report.echoed });
     }
   });
 });

@@ -92,10 +92,12 @@ export function notInTurn(recording: Recording, address: string, owners: readonl
 export class Crowd {
   readonly clients: ClientHost;
   readonly #place: PairLab;
+  readonly #gateways: GatewayPair;
   readonly #before: ClientReport;
 
-  private constructor(place: PairLab, clients: ClientHost, before: ClientReport) {
+  private constructor(place: PairLab, gateways: GatewayPair, clients: ClientHost, before: ClientReport) {
     this.#place = place;
+    this.#gateways = gateways;
     this.clients = clients;
     this.#before = before;
   }
@@ -114,7 +116,7 @@ export class Crowd {
     });
     await eventually(async () => (await clients.report()).transactions > 20, { timeoutMs: 30_000 });
     await served(gateways, 'a');
-    return new Crowd(place, clients, await clients.report());
+    return new Crowd(place, gateways, clients, await clients.report());
   }
 
   get connections(): number {
@@ -123,8 +125,21 @@ export class Crowd {
 
   /** Waits until every client that waits or works was answered after a moment. @returns the longest pause in ms */
   async answered(since: number, timeoutMs = 30_000): Promise<number> {
-    const pauses = await this.#place.pauses(this.clients, since, timeoutMs);
-    return Math.max(...pauses);
+    try {
+      return Math.max(...(await this.#place.pauses(this.clients, since, timeoutMs)));
+    } catch (error) {
+      const { a, b } = this.#gateways;
+      // One of them may be frozen.
+      const said = await Promise.all(
+        [a, b].map((one) =>
+          one.status().then(
+            ({ listeners, clusters }) => JSON.stringify({ listeners, clusters }),
+            ({ message }) => message,
+          ),
+        ),
+      );
+      throw new Error(`${(error as Error).message}\nWhat the gateways say:\n${said.join('\n')}`);
+    }
   }
 
   /** Lets them end. Each must be on its first connection, without an error, and the ledger must be exact. */

@@ -176,18 +176,19 @@ export async function startGateways(place: PairLab, options: GatewayPairOptions)
 /**
  * Makes the ledger's table tell who wrote into it: `writers` gets the host and the server process, and whether an earlier transaction of the
  * same client was over by then. That one is held by an advisory lock that ends with its transaction.
+ * @param schema where the ledger is
  */
-export async function watchWriters(query: (sql: string) => Promise<unknown>): Promise<void> {
+export async function watchWriters(query: (sql: string) => Promise<unknown>, schema = 'public'): Promise<void> {
   await query(`
-    DROP TABLE IF EXISTS writers;
-    CREATE TABLE writers (reference text, host text, pid int, alone boolean);
-    CREATE OR REPLACE FUNCTION note_writer() RETURNS trigger LANGUAGE plpgsql AS $$
+    DROP TABLE IF EXISTS ${schema}.writers;
+    CREATE TABLE ${schema}.writers (reference text, host text, pid int, alone boolean);
+    CREATE OR REPLACE FUNCTION ${schema}.note_writer() RETURNS trigger LANGUAGE plpgsql AS $$
       BEGIN
-        INSERT INTO writers VALUES (NEW.reference, host(inet_client_addr()), pg_backend_pid(),
+        INSERT INTO ${schema}.writers VALUES (NEW.reference, host(inet_client_addr()), pg_backend_pid(),
           pg_try_advisory_xact_lock(hashtext(NEW.reference)));
         RETURN NULL;
       END $$;
-    CREATE TRIGGER note_writer AFTER INSERT ON ledger FOR EACH ROW EXECUTE FUNCTION note_writer()`);
+    CREATE TRIGGER note_writer AFTER INSERT ON ${schema}.ledger FOR EACH ROW EXECUTE FUNCTION ${schema}.note_writer()`);
 }
 
 /** A row of `writers`. */

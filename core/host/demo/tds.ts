@@ -1,7 +1,7 @@
 import { normalizeConfig, Sensitive } from '../config/index.js';
 import { loadExtensions } from '../registry.js';
 import { runSetup } from '../setup.js';
-import { asText, loadTedious, TediousLine, tediousDriver } from './drivers/tedious.js';
+import { asText, loadTedious, TEDIOUS_KINDS, TediousLine, tediousDriver } from './drivers/tedious.js';
 import { type Scene, startDemoPair, withPackages } from './index.js';
 import { createLedger, LEDGER_TEXTS, readLedger } from './ledger.js';
 import { TdsServers } from './tds-servers.js';
@@ -49,7 +49,7 @@ export async function setTdsScene(clients: number): Promise<Scene> {
       });
       /** Runs something on the server that takes writes. */
       const onPrimary = async <T>(act: (line: TediousLine) => Promise<T>): Promise<T> => {
-        const line = await TediousLine.connect(tedious, { ...LOGIN, port: tds.port(pair.primary.name) });
+        const line = await new TediousLine(tedious, { ...LOGIN, port: tds.port(pair.primary.name) }).connect();
         try {
           return await act(line);
         } finally {
@@ -67,7 +67,7 @@ export async function setTdsScene(clients: number): Promise<Scene> {
           `A TDS server before each of two PostgreSQL ${pair.primary.version}: primary on port ${tds.port(pair.primary.name)}, ` +
           `synchronous standby on ${tds.port(pair.standby.name)}`,
         driver: (port) => tediousDriver(tedious, { ...LOGIN, port }),
-        kinds: { transfer: 6, note: 1, browse: 1, savepoint: 1, abandon: 1 },
+        kinds: TEDIOUS_KINDS,
         config,
         prepare: async () => {
           await onPrimary((line) => createLedger(query(line), accountsFor(clients), LEDGER_TEXTS.tsql));

@@ -26,7 +26,8 @@ const SQL: Readonly<Record<Exclude<Statement, 'move' | 'batch'>, string>> = {
 /** Those that are prepared under a name once for each connection. */
 const NAMED: ReadonlySet<Statement> = new Set(['own', 'lock', 'enter', 'legs']);
 
-const AS_TEXT = { getTypeParser: () => (value: string) => value };
+/** Values as the server wrote them. */
+export const AS_TEXT = { getTypeParser: () => (value: string) => value };
 
 /** A text with its values in it, and those that are left. */
 function query(statement: Statement, values: Values): { name?: string; text: string; values?: Values } {
@@ -53,35 +54,61 @@ function query(statement: Statement, values: Values): { name?: string; text: str
   return NAMED.has(statement) ? { name: statement, text, values } : { text, values };
 }
 
+/** What is used of the driver's socket, a `net.Socket`. */
+export interface PgSocket extends NodeJS.ReadableStream {
+  readonly destroyed: boolean;
+  readonly localPort?: number;
+  readonly bytesRead: number;
+  destroy(): void;
+}
+
+/** A connection with the `pg` package. */
+export class PgLine implements Line {
+  constructor(readonly pg: PgClient) {
+    // A connection that breaks rejects the query in flight; without one, the next query is rejected.
+    pg.on('error', () => {});
+  }
+
+  /** Rejects with the driver's error when it cannot log in. */
+  async connect(): Promise<this> {
+    await this.pg.connect();
+    return this;
+  }
+
+  /** The driver makes its socket anew when it wants TLS. */
+  get socket(): PgSocket {
+    return (this.pg as unknown as { connection: { stream: PgSocket } }).connection.stream;
+  }
+
+  async run(statement: Statement, values: Values): Promise<Row[]> {
+    const results = await this.pg.query<Row>({ ...query(statement, values), types: AS_TEXT });
+    // Of a text with several statements the driver makes a list.
+    return [results].flat().flatMap(({ rows }) => rows);
+  }
+
+  end(): Promise<void> {
+    return this.pg.end().catch(() => {});
+  }
+
+  destroy(): void {
+    this.socket.destroy();
+  }
+}
+
+/** What an error of the `pg` package says. */
+export function pgMeaning(error: unknown): ErrorMeaning {
+  const { code, severity } = error as { code?: string; severity?: string };
+  // Node's own codes (ECONNRESET) are no SQLSTATE.
+  const told = severity === undefined ? '' : (code ?? '');
+  return {
+    code: told,
+    alive: told !== '' && severity === 'ERROR',
+    unknown: told === '08007',
+    division: told === '22012',
+  };
+}
+
 /** Clients with the `pg` package. What servers make up is left to them. */
 export function pgDriver(Client: new (config: ClientConfig) => PgClient, connection: ClientConfig): Driver {
-  return {
-    name: 'pg',
-    async connect(): Promise<Line> {
-      const pg = new Client(connection);
-      // A connection that breaks rejects the query in flight; without one, the next query is rejected.
-      pg.on('error', () => {});
-      await pg.connect();
-      return {
-        run: async (statement, values) => {
-          const results = await pg.query<Row>({ ...query(statement, values), types: AS_TEXT });
-          // Of a text with several statements the driver makes a list.
-          return [results].flat().flatMap(({ rows }) => rows);
-        },
-        end: () => pg.end().catch(() => {}),
-        destroy: () => (pg as unknown as { connection: { stream: { destroy(): void } } }).connection.stream.destroy(),
-      };
-    },
-    meaning(error: unknown): ErrorMeaning {
-      const { code, severity } = error as { code?: string; severity?: string };
-      // Node's own codes (ECONNRESET) are no SQLSTATE.
-      const told = severity === undefined ? '' : (code ?? '');
-      return {
-        code: told,
-        alive: told !== '' && severity === 'ERROR',
-        unknown: told === '08007',
-        division: told === '22012',
-      };
-    },
-  };
+  return { name: 'pg', connect: () => new PgLine(new Client(connection)).connect(), meaning: pgMeaning };
 }

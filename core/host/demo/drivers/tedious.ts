@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import type { Connection, Request } from 'tedious';
 import { CodedError } from '../../../contract/index.js';
+import type { WorkloadOptions } from '../workload.js';
 import type { Driver, ErrorMeaning, Line, Row, Statement, Values } from './driver.js';
 
 type Tedious = typeof import('tedious');
@@ -66,8 +67,9 @@ const BATCHES: ReadonlySet<Statement> = new Set(['save', 'back', 'rollback', 'fa
  */
 function withIds(statement: Statement, values: Values): Values {
   if (statement === 'enter') {
-    const [client, serial] = String(values[0]).split('-').map(Number);
-    return [...values, String(client * 1_000_000 + serial), new Date().toISOString(), randomUUID()];
+    const [reference, client] = values;
+    const serial = Number(String(reference).split('-')[1]);
+    return [...values, String(Number(client) * 1_000_000 + serial), new Date().toISOString(), randomUUID()];
   }
   const id = (number: number) => String(BigInt(values[0] ?? 0) * 10n + BigInt(number));
   if (statement === 'leg') return [...values, id(0)];
@@ -83,6 +85,8 @@ export function asText(value: unknown): string | null {
 
 /** Where clients connect to, and as whom. */
 export interface TediousPlace {
+  /** Default 127.0.0.1. */
+  readonly host?: string;
   readonly port: number;
   readonly user: string;
   readonly password: string;
@@ -95,28 +99,31 @@ export class TediousLine implements Line {
   /** Half of the clients begin and end transactions in text, the others by requests of the protocol for that. */
   readonly #textual = TediousLine.#made++ % 2 === 0;
 
-  private constructor(
-    readonly tedious: Tedious,
-    readonly connection: Connection,
-  ) {}
+  readonly connection: Connection;
 
-  /** Rejects with tedious's error when it cannot log in. */
-  static async connect(tedious: Tedious, { port, user, password, database }: TediousPlace): Promise<TediousLine> {
-    const connection = new tedious.Connection({
-      server: '127.0.0.1',
+  constructor(
+    readonly tedious: Tedious,
+    { host = '127.0.0.1', port, user, password, database }: TediousPlace,
+  ) {
+    this.connection = new tedious.Connection({
+      server: host,
       authentication: { type: 'default', options: { userName: user, password } },
       options: { port, database, encrypt: false, requestTimeout: 0, connectTimeout: 30_000 },
     });
     // A connection that breaks fails the request in flight; without one, the next request fails.
-    connection.on('error', () => {});
-    await new Promise<void>((done, fail) => connection.connect((error) => (error ? fail(error) : done())));
-    return new TediousLine(tedious, connection);
+    this.connection.on('error', () => {});
+  }
+
+  /** Rejects with tedious's error when it cannot log in. */
+  async connect(): Promise<this> {
+    await new Promise<void>((done, fail) => this.connection.connect((error) => (error ? fail(error) : done())));
+    return this;
   }
 
   async run(statement: Statement, values: Values): Promise<Row[]> {
     const { connection } = this;
     const done = (act: (settle: (error?: Error | null) => void) => void) =>
-      new Promise<Row[]>((settle, fail) => act((error) => (error ? fail(error) : settle([]))));
+      new Promise<Row[]>((settle, fail) => act((error) => (error ? fail(first(error)) : settle([]))));
     if (statement === 'begin' && !this.#textual) return done((settle) => connection.beginTransaction(settle as never));
     if (statement === 'commit' && !this.#textual)
       return done((settle) => connection.commitTransaction(settle as never));
@@ -127,7 +134,7 @@ export class TediousLine implements Line {
     const text = SQL[statement];
     if (text === undefined) throw new Error(`there is no ${statement} in this language`);
     if (BATCHES.has(statement)) return this.text(text);
-    const rows = await this.#request(text, (request) => {
+    const rows = await this.request(text, (request) => {
       withIds(statement, values).forEach((value, i) => {
         const type = TYPES[statement]?.[i] ?? 'Int';
         const given = type === 'DateTime2' ? new Date(value!) : value;
@@ -140,13 +147,14 @@ export class TediousLine implements Line {
 
   /** Runs a batch. The rows are as tedious gives them. */
   async text<R = Row>(text: string): Promise<R[]> {
-    return (await this.#request(text, (request) => this.connection.execSqlBatch(request))) as R[];
+    return (await this.request(text, (request) => this.connection.execSqlBatch(request))) as R[];
   }
 
-  #request(text: string, how: (request: Request) => void): Promise<Record<string, unknown>[]> {
+  /** Makes a request, which `how` sends. The rows are as tedious gives them. */
+  protected request(text: string, how: (request: Request) => void): Promise<Record<string, unknown>[]> {
     return new Promise((done, fail) => {
       const rows: Record<string, unknown>[] = [];
-      const request = new this.tedious.Request(text, (error) => (error ? fail(error) : done(rows)));
+      const request = new this.tedious.Request(text, (error) => (error ? fail(first(error)) : done(rows)));
       request.on('row', (columns: { metadata: { colName: string }; value: unknown }[]) =>
         rows.push(Object.fromEntries(columns.map(({ metadata, value }) => [metadata.colName, value]))),
       );
@@ -163,19 +171,26 @@ export class TediousLine implements Line {
   }
 }
 
+/** Several errors of one answer come as one of tedious's own; what happened first tells. */
+function first(error: Error): Error {
+  return error instanceof AggregateError ? error.errors[0] : error;
+}
+
 /** The outcome of a commit is unknown, as the gateway says it. */
 const UNKNOWN = 50_087;
 const DIVISION = 8134;
 
+/** What an error of the `tedious` package says. */
+export function tediousMeaning(error: unknown): ErrorMeaning {
+  const { number } = error as { number?: number };
+  const code = number === undefined ? '' : String(number);
+  return { code, alive: code !== '', unknown: number === UNKNOWN, division: number === DIVISION };
+}
+
+/** What clients with the `tedious` package do: it has no words for the rest. */
+export const TEDIOUS_KINDS: WorkloadOptions['kinds'] = { transfer: 6, note: 1, browse: 1, savepoint: 1, abandon: 1 };
+
 /** Clients with the `tedious` package. */
 export function tediousDriver(tedious: Tedious, place: TediousPlace): Driver {
-  return {
-    name: 'tedious',
-    connect: () => TediousLine.connect(tedious, place),
-    meaning(error: unknown): ErrorMeaning {
-      const { number } = error as { number?: number };
-      const code = number === undefined ? '' : String(number);
-      return { code, alive: code !== '', unknown: number === UNKNOWN, division: number === DIVISION };
-    },
-  };
+  return { name: 'tedious', connect: () => new TediousLine(tedious, place).connect(), meaning: tediousMeaning };
 }

@@ -36,7 +36,7 @@ export interface ClientOptions {
   readonly rows?: number;
   /** Length of the texts of `echo`, in characters of one byte. Default 1 to 65,536. */
   readonly echo?: { readonly least: number; readonly most: number };
-  /** What `transfer` clients do. Default: everything but `batch`. */
+  /** What `transfer` clients do. Default: everything that the driver has words for, but `batch`. */
   readonly kinds?: Readonly<Partial<Record<Kind, number>>>;
   /**
    * Longest think time of `transfer` clients inside of a transaction and between two, and of `echo` clients between two, in ms; default 100 and 50.
