@@ -1,6 +1,6 @@
 import { afterAll, afterEach, beforeAll, describe } from 'vitest';
 import { type ClientCounts, ClientHost, type ClientReport } from '../../core/host/demo/lab/clients.js';
-import { Lab } from '../../core/host/demo/lab/lab.js';
+import { type Host, Lab } from '../../core/host/demo/lab/lab.js';
 import { type LabPair, startPairIn } from '../../core/host/demo/lab/servers.js';
 import { checkLedger, createLedger, type LedgerVerdict, readLedger } from '../../core/host/demo/ledger.js';
 import type { EmbeddedOptions, EmbeddedPair } from '../../plugins/embedded-postgres/index.js';
@@ -11,14 +11,18 @@ const reason = Lab.unavailable();
 
 /** Like `describe`, where a lab can be made; elsewhere the tests are skipped, and the reason stands in their name. */
 export function describeLab(name: string, body: () => void): void {
-  if (reason === null) describe(name, body);
-  else describe.skip(`${name} (${reason})`, body);
+  describe.skipIf(reason !== null)(reason === null ? name : `${name} (${reason})`, body);
 }
 
 /** A lab with a PostgreSQL pair on the hosts `db1` and `db2`, for the tests of one block. */
 export class PairLab {
   lab!: Lab;
   pair!: LabPair;
+  /** Where the tables of {@link clients} are, and how these ask for a row that somebody else holds. */
+  readonly schema: string = 'public';
+  readonly waitForHeld: string = 'SELECT id FROM held FOR SHARE';
+  /** Of the large result. */
+  readonly rows: number = 20_000;
   #ends: (() => unknown)[] = [];
 
   /** Called when the test is over, the last one first. */
@@ -26,7 +30,7 @@ export class PairLab {
     this.#ends.push(end);
   }
 
-  /** Called by {@link usePairLab}. */
+  /** Called by {@link useLab}. */
   async begin(ipv6: boolean, options: EmbeddedOptions): Promise<void> {
     this.lab = await Lab.create({ ipv6, program: compiled() });
     this.pair = await startPairIn([this.lab.host('db1'), this.lab.host('db2')], options);
@@ -61,7 +65,7 @@ export class PairLab {
    * @param since as for {@link ClientHost.pauses}
    */
   async pauses(clients: ClientHost, since: number, timeoutMs = 30_000): Promise<readonly number[]> {
-    return await pausesOf(clients, this.pair, since, timeoutMs);
+    return await pausesOf(clients, this.pair, since, timeoutMs, this.lab.hosts);
   }
 
   /** Compares the database with what clients were told. */
@@ -70,12 +74,24 @@ export class PairLab {
   }
 }
 
+/** What the kernels of these hosts say of the connections of a client's port. */
+async function kernelsSay(hosts: readonly Host[], port: number): Promise<string> {
+  const said = await Promise.all(
+    hosts.map(async (host) => {
+      const { stdout } = await host.run('ss', ['-tinmoH', `( sport = :${port} or dport = :${port} )`]);
+      return stdout.trim() === '' ? [] : `${host.name}: ${stdout.trim().replaceAll(/\s+/g, ' ')}`;
+    }),
+  );
+  return said.flat().join('\n');
+}
+
 /** As {@link PairLab.pauses}, with a pair of servers anywhere. */
 export async function pausesOf(
   clients: ClientHost,
   { primary }: EmbeddedPair,
   since: number,
   timeoutMs = 30_000,
+  hosts: readonly Host[] = [],
 ): Promise<readonly number[]> {
   const { pauses, silent } = await clients.pauses(since, timeoutMs);
   if (silent === 0) return pauses;
@@ -89,16 +105,26 @@ export async function pausesOf(
        FROM pg_stat_activity WHERE backend_type = 'client backend' AND state <> 'idle'`,
   );
   const sessions = rows.map((row) => JSON.stringify(row)).join('\n');
+  const lost = connections.filter(({ waiting, longestMs }) => waiting && longestMs > timeoutMs);
+  const kernels = await Promise.all(lost.map(({ portNow }) => kernelsSay(hosts, portNow!)));
   throw new Error(
-    `${silent} clients got no answer; these wait: ${waiting.join(', ')}. What the database does:\n${sessions}`,
+    `${silent} clients got no answer; these wait: ${waiting.join(', ')}. What the database does:\n${sessions}\n` +
+      `What kernels know of those that waited all the time:\n${kernels.join('\n')}`,
   );
 }
 
 /** Gives a block of tests a {@link PairLab}. */
-export function usePairLab({ ipv6 = false, ...options }: EmbeddedOptions & { ipv6?: boolean } = {}): PairLab {
-  const pairLab = new PairLab();
-  beforeAll(() => pairLab.begin(ipv6, options));
-  afterEach(() => pairLab.restore());
-  afterAll(() => pairLab.end());
-  return pairLab;
+export function usePairLab(options: EmbeddedOptions & { ipv6?: boolean } = {}): PairLab {
+  return useLab(new PairLab(), options);
+}
+
+/** Starts a lab before a block of tests, heals it after each and ends it after the last one. */
+export function useLab<L extends PairLab>(
+  lab: L,
+  { ipv6 = false, ...options }: EmbeddedOptions & { ipv6?: boolean },
+): L {
+  beforeAll(() => lab.begin(ipv6, options));
+  afterEach(() => lab.restore());
+  afterAll(() => lab.end());
+  return lab;
 }
