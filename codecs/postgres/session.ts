@@ -1354,7 +1354,7 @@ export class PostgresSession implements SessionCodec {
     };
   }
 
-  /** The codec of a session as {@link freeze} left it; what it left is this session's from now on. */
+  /** The codec of a session as {@link freeze} left it; what it left belongs to the new one from now on. */
   static thaw(context: SessionContext, cache: QueryCache, frozen: FrozenSession): PostgresSession {
     const session = new PostgresSession(context, cache);
     const { state, told, knowledge, epoch, ...fields } = frozen;

@@ -22,7 +22,7 @@ export interface Restoring extends Blocker {
 /** What only the server can tell. */
 type Kind = 'advisory' | 'temporary' | 'held' | 'settings';
 
-/** What the server was last seen to hold for this session beyond settings. */
+/** What the server was last seen to hold for a session beyond settings. */
 export interface Observed {
   readonly advisory: { readonly call: string; readonly label: string }[];
   readonly temporary: string[];

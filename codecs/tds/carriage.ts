@@ -71,6 +71,11 @@ export class FromClient {
     return out.length === 0 ? EMPTY : out.done();
   }
 
+  /** Bytes of a message whose end has not come. */
+  get collecting(): number {
+    return this.#collector.collecting;
+  }
+
   freeze(): FrozenFromClient {
     return { packets: this.#reader.freeze(), message: this.#collector.freeze() };
   }
@@ -97,7 +102,7 @@ export interface TokenTurn {
    * Puts a token into the client's terms.
    * @returns what the client is to get, the bytes given if it may be the same; null for nothing
    */
-  turn(type: number, token: Uint8Array): Uint8Array | null;
+  turn(type: number, token: Uint8Array): Uint8Array | readonly Uint8Array[] | null;
 }
 
 /** From a server: packets to frames, one for each token or row, and {@link END} for the end of a message. */
@@ -176,8 +181,10 @@ export class FromServer implements PacketSink, TokenSink {
   token(type: number, bytes: Uint8Array, start: number, end: number): void {
     const length = end - start;
     const told = this.turn.turn(type, bytes.subarray(start, end));
-    // Behind a RETURNVALUE that is told without its value that value follows.
-    if (told !== null) this.#out.put(type, this.#tokens.between ? 0 : PARTIAL, told);
+    if (told instanceof Uint8Array) {
+      // Behind a RETURNVALUE that is told without its value that value follows.
+      this.#out.put(type, this.#tokens.between ? 0 : PARTIAL, told);
+    } else for (const one of told ?? []) this.#out.put(type, 0, one);
     this.#done = this.#tokens.position + length;
   }
 

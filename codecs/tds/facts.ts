@@ -335,7 +335,7 @@ export interface StateValue {
 
 /** SESSIONSTATE (2.2.7.21). */
 export interface SessionStateToken {
-  /** Grows with each; 0xffffffff: this session can never be recovered. */
+  /** Grows with each; 0xffffffff: the session can never be recovered. */
   readonly sequence: number;
   readonly recoverable: boolean;
   readonly values: readonly StateValue[];

@@ -73,7 +73,7 @@ export interface LoginFacts {
 const OWN_NAME = 'outlive';
 
 /**
- * @returns `facts` is {@link LoginFacts}, `backendId` the session's number
+ * @returns `facts` is {@link LoginFacts}, `backendId` as {@link backendIdOf} makes it
  * @throws ProtocolViolation when the server does not speak TDS
  */
 export function* login(context: LoginContext): Exchange<LoginOutcome> {
@@ -95,9 +95,9 @@ export function* login(context: LoginContext): Exchange<LoginOutcome> {
   if (scope === 'refused')
     return refused('the server has no TLS: set tls: off for it, or give it a certificate', asked);
   if (scope === 'all') yield { want: 'tls', handshake: inPrelogin('server') };
-  const message = writeLogin7(login7(context, startup));
-  const answer = yield* readMessageOf(packets(LOGIN7, message, DEFAULT_PACKET_SIZE));
-  return readAnswer(answer.payload, answer.spid, asked);
+  const message = login7(context, startup);
+  const answer = yield* readMessageOf(packets(LOGIN7, writeLogin7(message), DEFAULT_PACKET_SIZE));
+  return readAnswer(answer.payload, answer.spid, asked, message);
 }
 
 function login7({ identity }: LoginContext, startup: Startup | null): Login7 {
@@ -134,7 +134,7 @@ const OWN_LOGIN: Login7 = {
   features: null,
 };
 
-function readAnswer(payload: Uint8Array, spid: number, asked: Dialect): LoginOutcome {
+function readAnswer(payload: Uint8Array, spid: number, asked: Dialect, told: Login7): LoginOutcome {
   const kept: Uint8Array[] = [];
   const errors: ServerMessage[] = [];
   let dialect: Dialect | null = null;
@@ -192,7 +192,12 @@ function readAnswer(payload: Uint8Array, spid: number, asked: Dialect): LoginOut
   }
   const tokens = Buffer.concat(kept);
   const facts: LoginFacts = { dialect, packetSize, spid, tokens, columnEncryption, dataClassification };
-  return { ok: true, login: { cancelKey: null, backendId: String(spid), facts, database } };
+  return { ok: true, login: { cancelKey: null, backendId: backendIdOf(spid, told), facts, database } };
+}
+
+/** What tells a session on its server from the next one that is given its number: that, and what its login said of its client. */
+function backendIdOf(spid: number, { clientPid, hostName, appName }: Login7): string {
+  return JSON.stringify([spid, clientPid | 0, hostName, appName]);
 }
 
 /** A refusal of the gateway's own. */

@@ -54,18 +54,34 @@ export function* probe(): Exchange<ServerFacts> {
   };
 }
 
-const isNumber = (backendId: string): boolean => /^[1-9]\d{0,4}$/.test(backendId);
+const text = (name: string): string => `N'${name.replaceAll("'", "''")}'`;
+
+/**
+ * The number of a session, and the condition by which its row is found: SQL Server gives the number of one that is gone to whoever comes next, perhaps
+ * somebody whom the gateway has nothing to do with. What a server does not tell of a client makes no difference. Null for what no login made.
+ */
+function sessionOf(backendId: string): { readonly spid: number; readonly condition: string } | null {
+  if (!backendId.startsWith('[')) return null;
+  const [spid, processId, host, program] = JSON.parse(backendId) as [number, number, string, string];
+  if (!Number.isInteger(spid) || spid < 1) return null;
+  const condition =
+    `session_id = ${spid} AND ISNULL(host_process_id, 0) IN (0, ${processId}) AND ` +
+    `ISNULL(host_name, N'') IN (N'', ${text(host)}) AND ISNULL(program_name, N'') IN (N'', ${text(program)})`;
+  return { spid, condition };
+}
 
 /** Pauses before the looks whether a session that was ended is gone, as WAITFOR has them. */
 const PAUSES = ['00:00:00', '00:00:00.005', '00:00:00.02', ...new Array<string>(20).fill('00:00:00.025')];
 
 /** Ends a session and waits, for half a second at most, until it is gone. */
 export function* terminate(backendId: string): Exchange<boolean> {
-  if (!isNumber(backendId)) return false;
+  const session = sessionOf(backendId);
+  if (session === null) return false;
+  const { spid, condition } = session;
   // What is gone already is an error (6106), and so is a session that may not be ended: the look tells.
-  yield* askBatch(`KILL ${backendId}`, OWN);
+  yield* askBatch(`IF EXISTS (SELECT 1 FROM sys.dm_exec_sessions WHERE ${condition}) KILL ${spid}`, OWN);
   for (const pause of PAUSES) {
-    const look = `WAITFOR DELAY '${pause}'; SELECT session_id FROM sys.dm_exec_sessions WHERE session_id = ${backendId}`;
+    const look = `WAITFOR DELAY '${pause}'; SELECT session_id FROM sys.dm_exec_sessions WHERE ${condition}`;
     const { rows, errors } = yield* askBatch(look, OWN);
     if (errors.length > 0) return false;
     if (rows.length === 0) return true;
@@ -75,9 +91,9 @@ export function* terminate(backendId: string): Exchange<boolean> {
 
 /** What a session does. */
 export function* activity(backendId: string): Exchange<Activity | null> {
-  if (!isNumber(backendId)) return null;
-  const look = `SELECT status FROM sys.dm_exec_sessions WHERE session_id = ${backendId}`;
-  const { rows, errors } = yield* askBatch(look, OWN);
+  const session = sessionOf(backendId);
+  if (session === null) return null;
+  const { rows, errors } = yield* askBatch(`SELECT status FROM sys.dm_exec_sessions WHERE ${session.condition}`, OWN);
   if (errors.length > 0) throw new ProtocolViolation(`the server refused to tell of its sessions`, 'server');
   if (rows.length === 0) return 'gone';
   return textOf(rows[0][0])?.trim() === 'sleeping' ? 'waiting' : 'working';

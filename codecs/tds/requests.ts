@@ -40,7 +40,7 @@ import {
   statementText,
   wellKnown,
 } from './rpc.js';
-import { type BatchFacts, onlyTells, readBatch } from './sql.js';
+import { type BatchFacts, keptBehind, onlyTells, readBatch } from './sql.js';
 import { type Dialect, TDS_7_3 } from './version.js';
 
 /** A statement that was prepared: its parameters' declaration and its text. */
@@ -99,8 +99,10 @@ export class TdsRequest implements Request {
   bulk: string | null = null;
   /** The savepoint that it makes. */
   saves: string | null = null;
-  /** The session is reset before it. */
+  /** The session is reset before it ... */
   reset = false;
+  /** ... and its transaction is rolled back. */
+  renews = false;
   /** The text stands in a procedure, behind whose end SETs and USE are undone. */
   nested = false;
   uses: HandleUse | null = null;
@@ -118,6 +120,8 @@ export class TdsRequest implements Request {
   cursor: number | null = null;
   /** The descriptor that the client was given: the same one when it is repeated. */
   descriptor: bigint | null = null;
+  /** The descriptor of the transaction that it rolls back with its reset, as the client knows it. */
+  rollsBack: bigint | null = null;
   /** Something of the session may be changed so that nobody can tell. */
   readonly unknown: string[] = [];
 
@@ -164,8 +168,13 @@ export function understand(bytes: Uint8Array, start: number, end: number, view: 
     request.reset = true;
     // A transaction around it would be rolled back where there is no other word for it.
     if (view.dialect < TDS_7_3) request.guardable = false;
-    // An open transaction is rolled back by it, unless it says otherwise.
-    if (view.open && reset === RESETCONNECTION) unclear(request, true);
+    if (reset === RESETCONNECTION) {
+      // An open transaction is rolled back by it. What the text does behind that is done for good.
+      request.renews = true;
+      if (view.open && (request.decides || (request.effect !== 'read' && request.effect !== 'session'))) {
+        unclear(request, true);
+      }
+    }
   }
   return request;
 }
@@ -190,7 +199,9 @@ function text(request: TdsRequest, facts: BatchFacts, view: View): void {
   request.writes = facts.writes;
   const [first] = control;
   if (first === undefined) {
-    const session = facts.settings.length + facts.unknown.length + facts.made.length + facts.dropped.length > 0;
+    const session =
+      facts.settings.length + facts.unknown.length + facts.lasting.length + facts.made.length + facts.dropped.length >
+      0;
     request.effect = facts.writes ? 'write' : session || facts.database !== null || facts.bulk ? 'session' : 'read';
     if (view.implicit && !view.open && facts.touchesTables) {
       request.effect = 'begin';
@@ -232,8 +243,9 @@ function text(request: TdsRequest, facts: BatchFacts, view: View): void {
  * more than one change does not.
  */
 function guardable(facts: BatchFacts, { aborting, unsure }: View): boolean {
-  const { changes, solitary, settings, database, unknown } = facts;
-  if (solitary || unsure || database !== null || unknown.length > 0 || (aborting && changes > 1)) return false;
+  const { changes, solitary, settings, database, unknown, lasting } = facts;
+  if (solitary || unsure || database !== null || unknown.length + lasting.length > 0) return false;
+  if (aborting && changes > 1) return false;
   return settings.every(({ option }) => option === 'NOCOUNT');
 }
 
@@ -395,8 +407,14 @@ function rpc(request: TdsRequest, bytes: Uint8Array, start: number, end: number,
     request.effect = request.decides ? 'begin' : 'read';
     return;
   }
-  if (/(^|[.[])sp_getapplock\]?$/i.test(call.name)) request.unknown.push('application lock');
-  if (/(^|[.[])sp_set_session_context\]?$/i.test(call.name)) request.unknown.push('session context');
+  const kept = keptBehind(call.name, () => (name, place) => {
+    const parameter =
+      call.parameters.find((one) => one.name.toUpperCase() === `@${name.toUpperCase()}`) ?? call.parameters[place];
+    if (parameter === undefined || (parameter.name !== '' && parameter.name.toUpperCase() !== `@${name.toUpperCase()}`))
+      return '';
+    return parameterText(bytes, parameter);
+  });
+  if (kept !== null) request.unknown.push(kept);
   unclear(request, view.open);
 }
 
@@ -420,7 +438,7 @@ function texts(request: TdsRequest, bytes: Uint8Array, calls: readonly RpcCall[]
       unclear(request, view.open);
       return;
     }
-    request.unknown.push(...facts.unknown);
+    request.unknown.push(...facts.unknown, ...facts.lasting);
     if (view.aborting || !guardable(facts, view)) request.guardable = false;
     if (facts.writes) {
       request.writes = true;

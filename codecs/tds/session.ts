@@ -45,6 +45,7 @@ import {
   ENV_DEFECT,
   ENV_ENLIST,
   ENV_PARTNER,
+  ENV_RESET,
   ENV_ROLLBACK,
   ENV_TRANSACTION_ENDED,
   envChangeDescriptor,
@@ -187,6 +188,9 @@ export class TdsSession implements SessionCodec {
       get holding() {
         return codec.toClient?.holding === true;
       },
+      get collecting() {
+        return codec.fromClient.collecting;
+      },
     };
   }
 
@@ -325,7 +329,7 @@ export class TdsSession implements SessionCodec {
   // ------------------------------------------------------------------------------------------------------- from the server
 
   /** Puts a token of the server into the client's terms, see `TokenTurn`. */
-  private turn(type: number, token: Uint8Array): Uint8Array | null {
+  private turn(type: number, token: Uint8Array): Uint8Array | readonly Uint8Array[] | null {
     if (type === ENVCHANGE) return this.turnChange(token);
     const { head } = this;
     if (type === RETURNVALUE && head !== null && (head.prepares !== null || head.cursorAt >= 0)) {
@@ -334,9 +338,18 @@ export class TdsSession implements SessionCodec {
     return token;
   }
 
-  private turnChange(token: Uint8Array): Uint8Array | null {
+  private turnChange(token: Uint8Array): Uint8Array | readonly Uint8Array[] | null {
     const type = envChangeType(token, 0);
     switch (type) {
+      case ENV_RESET: {
+        const { head } = this;
+        if (head?.renews !== true) return token;
+        head.rollsBack ??= this.clientDescriptor;
+        // What the present server never had is rolled back by the gateway.
+        if (head.rollsBack === 0n || this.serverDescriptor !== 0n) return token;
+        this.clientDescriptor = 0n;
+        return [token, endChange(ENV_ROLLBACK, head.rollsBack)];
+      }
       case ENV_PARTNER:
         return null;
       case ENV_BEGIN:
@@ -587,11 +600,7 @@ export class TdsSession implements SessionCodec {
 
   *restore(login: LoginResult): Exchange<Blocker[]> {
     this.attach(login.facts as LoginFacts);
-    const lost: Blocker[] = [];
-    for (const { what, name, text } of this.state.batches()) {
-      const { errors } = yield* askBatch(text, this.speech);
-      if (errors.length > 0) lost.push({ what, name });
-    }
+    const lost = yield* this.restoreState();
     const all = [...this.handles].filter(([, { prepared }]) => prepared !== null);
     // Before 7.2 a message has no headers, and other bytes between its calls.
     const modern = this.dialect >= TDS_7_2;
@@ -617,6 +626,23 @@ export class TdsSession implements SessionCodec {
           lost.push({ what: 'prepared statement', name: String(handle) });
         }
       });
+    }
+    return lost;
+  }
+
+  /** Brings a new server to the state of the session. Returns what it refuses of it. */
+  private *restoreState(): Exchange<Blocker[]> {
+    let batches = this.state.batches();
+    const together = batches.filter(({ what }) => what !== 'bulk load');
+    // Drivers make a dozen settings, and a failover brings many sessions: all at once. Which one was refused shows one by one.
+    if (together.length > 1 && !IDLE.some((option) => this.state.isOn(option))) {
+      const { errors } = yield* askBatch(together.map(({ text }) => text).join('\n'), this.speech);
+      if (errors.length === 0) batches = batches.filter(({ what }) => what === 'bulk load');
+    }
+    const lost: Blocker[] = [];
+    for (const { what, name, text } of batches) {
+      const { errors } = yield* askBatch(text, this.speech);
+      if (errors.length > 0) lost.push({ what, name });
     }
     return lost;
   }
@@ -662,6 +688,7 @@ export class TdsSession implements SessionCodec {
     error: (cause: GatewayError): Uint8Array => {
       // Whatever became of the client's transaction: it is over.
       const change = this.over(ENV_ROLLBACK);
+      this.state.bulkOver();
       const tokens = [error(gatewayError(cause), this.dialect), ...change, done({ status: DONE_ERROR }, this.dialect)];
       return Buffer.concat([tokenFrames(...tokens), END_FRAME]);
     },
@@ -672,7 +699,13 @@ export class TdsSession implements SessionCodec {
     committed: (_request: Request, released: number): Uint8Array => this.answered(ENV_COMMIT, CUR_COMMIT, released),
     rolledBack: (_request: Request, released: number): Uint8Array =>
       this.answered(ENV_ROLLBACK, CUR_ROLLBACK, released),
-    interrupted: (): Uint8Array => Buffer.concat([tokenFrames(attentionDone(this.dialect)), END_FRAME]),
+    interrupted: (unanswered: boolean): Uint8Array => {
+      const acknowledged = [tokenFrames(attentionDone(this.dialect)), END_FRAME];
+      if (!unanswered) return Buffer.concat(acknowledged);
+      this.state.bulkOver();
+      // As servers do: the request gets an answer, and the Attention one of its own, which some drivers look for in a second message only.
+      return Buffer.concat([tokenFrames(done({ status: DONE_ERROR }, this.dialect)), END_FRAME, ...acknowledged]);
+    },
     ready: (): Uint8Array => END_FRAME,
     keepalive: (message: string): Uint8Array | null =>
       Buffer.concat([
@@ -741,7 +774,7 @@ export class TdsSession implements SessionCodec {
     };
   }
 
-  /** The codec of a session as {@link freeze} left it; what it left is this session's from now on. */
+  /** The codec of a session as {@link freeze} left it; what it left belongs to the new one from now on. */
   static thaw(context: SessionContext, frozen: FrozenSession): TdsSession {
     const session = new TdsSession(context);
     const { fromClient, toClient, fromServer, state, ...fields } = frozen;

@@ -31,6 +31,8 @@ export interface BatchFacts {
   readonly settings: readonly Setting[];
   /** What it changes of the session so that it cannot be made again from the text. */
   readonly unknown: readonly string[];
+  /** The same where it also outlives a procedure in which the text stands. */
+  readonly lasting: readonly string[];
   /** The database that it changes to. */
   readonly database: string | null;
   /** Temporary tables that it makes and drops, with their #. */
@@ -267,15 +269,42 @@ const TELLING = new Set([
   'SP_WHO2',
 ]);
 
-/** True for procedures of the server that change nothing. `name` may be qualified and quoted. */
-export function onlyTells(name: string): boolean {
-  const plain = name
+/** The name of a procedure alone, in capitals. */
+function plainName(name: string): string {
+  return name
     .replaceAll(/[[\]"]/g, '')
     .toUpperCase()
     .split('.')
     .at(-1)!;
-  return TELLING.has(plain);
 }
+
+/** True for procedures of the server that change nothing. `name` may be qualified and quoted. */
+export function onlyTells(name: string): boolean {
+  return TELLING.has(plainName(name));
+}
+
+const APPLICATION_LOCK = 'application lock';
+/** What procedures of the server leave in the session. */
+const KEPT: Readonly<Record<string, string>> = {
+  SP_GETAPPLOCK: APPLICATION_LOCK,
+  SP_SET_SESSION_CONTEXT: 'session context',
+};
+
+/**
+ * Does something of a call of this procedure stay in the session, beyond the transaction?
+ * @param given makes what tells the value of a parameter by its name or place: '' when it is not given, null when it is not known
+ * @returns what stays, in words
+ */
+export function keptBehind(name: string, given: () => (name: string, place: number) => string | null): string | null {
+  const kept = KEPT[plainName(name)] ?? null;
+  // By default a lock is the transaction's.
+  if (kept !== APPLICATION_LOCK) return kept;
+  const owner = given()('LockOwner', 2);
+  return owner === null || owner.toUpperCase() === 'SESSION' ? kept : null;
+}
+
+/** The only SET that a procedure does not undo behind its end (Transact-SQL, "SET CONTEXT_INFO"). */
+export const CONTEXT_INFO = 'CONTEXT_INFO';
 
 /** Longer texts are read anew each time: they seldom come twice. */
 const LONGEST = 4096;
@@ -308,6 +337,7 @@ class BatchReader {
   private conditional = false;
   private readonly settings: Setting[] = [];
   private readonly unknown: string[] = [];
+  private readonly lasting: string[] = [];
   private database: string | null = null;
   private readonly made: string[] = [];
   private readonly dropped: string[] = [];
@@ -349,6 +379,7 @@ class BatchReader {
       solitary: this.solitary,
       settings: this.settings,
       unknown: this.unknown,
+      lasting: this.lasting,
       database: this.database,
       made: this.made,
       dropped: this.dropped,
@@ -510,7 +541,27 @@ class BatchReader {
     }
     if (onlyTells(name)) this.touchesTables = true;
     else this.opaque = true;
+    const kept = keptBehind(name, () => this.givenAt(end + 1));
+    if (kept !== null) this.lasting.push(kept);
     return end;
+  }
+
+  /** What the call whose parameters begin at `at` gives to one of them. */
+  private givenAt(at: number): (name: string, place: number) => string | null {
+    const given: (readonly [name: string, value: Token])[] = [];
+    let next = at;
+    for (; next < this.tokens.length; next++) {
+      const named = this.textAt(next + 1) === '=';
+      const value = this.tokens[named ? next + 2 : next];
+      if (value === undefined || value.text === ';' || (value.kind === 'word' && STARTS.has(value.text))) break;
+      given.push([named ? this.textAt(next).toUpperCase() : '', value]);
+      while (next < this.tokens.length && this.textAt(next) !== ',' && this.textAt(next) !== ';') next++;
+    }
+    return (name, place) => {
+      const found = given.find(([one], i) => (one === '' ? i === place : one === `@${name.toUpperCase()}`));
+      if (found === undefined) return '';
+      return found[1].kind === 'variable' ? null : found[1].text;
+    };
   }
 
   private beginning(at: number): number {
@@ -575,7 +626,7 @@ class BatchReader {
     for (const option of options) {
       if (option === 'IDENTITY_INSERT' || option === 'STATISTICS') {
         this.settings.push({ option: text.toUpperCase().replace(/\s+(ON|OFF)$/, ''), text });
-      } else if (!sure) this.unknown.push(`setting ${option}`);
+      } else if (!sure) (option === CONTEXT_INFO ? this.lasting : this.unknown).push(`setting ${option}`);
       else if (options.length > 1) {
         const value = words.at(-1)!.text;
         this.settings.push({ option, text: `SET ${option} ${value}` });

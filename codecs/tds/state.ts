@@ -2,6 +2,7 @@
 
 import type { Blocker } from '../../core/contract/index.js';
 import type { TdsRequest } from './requests.js';
+import { CONTEXT_INFO } from './sql.js';
 
 /** Plain data. */
 export interface FrozenState {
@@ -66,6 +67,11 @@ export class SessionState {
     return this.settled.unknown.has(name) || this.unit.some(({ unknown }) => unknown.includes(name));
   }
 
+  /** A request came to nothing. If a bulk load was announced, that was it, or its client sends something else in its place: it is over. */
+  bulkOver(): void {
+    if (this.settled.bulk !== null) this.settled = { ...this.settled, bulk: null };
+  }
+
   unitEnd(): void {
     this.believed = [];
     if (this.unit.length === 0) return;
@@ -120,23 +126,26 @@ export class SessionState {
 /** What a request that was done changes; null when that is nothing. */
 export function changeOf(request: TdsRequest): Change | null {
   const { facts, nested, reset, unknown, isolation } = request;
-  // What a procedure sets is undone behind it, and its temporary tables are gone.
+  // What a procedure sets is undone behind it but for this, and its temporary tables are gone but for global ones.
   const own = facts !== null && !nested ? facts : null;
-  const unsure = own?.conditional === true;
+  const unsure = facts?.conditional === true;
+  const set = (facts?.settings ?? []).filter(({ option }) => !nested || option === CONTEXT_INFO);
+  const lasts = (table: string) => !nested || table.startsWith('##');
   const change: Change = {
     reset,
     settings: [
-      ...(own === null || unsure ? [] : own.settings.map(({ option, text }) => [option, text] as const)),
+      ...(unsure ? [] : set.map(({ option, text }) => [option, text] as const)),
       ...(isolation === null ? [] : [['ISOLATION', `SET TRANSACTION ISOLATION LEVEL ${isolation}`] as const]),
     ],
     database: unsure ? null : (own?.database ?? null),
-    made: own?.made ?? [],
-    dropped: unsure ? [] : (own?.dropped ?? []),
+    made: (facts?.made ?? []).filter(lasts),
+    dropped: unsure ? [] : (facts?.dropped ?? []).filter(lasts),
     unknown: [
       ...unknown,
       ...(own?.unknown ?? []),
-      ...(unsure ? own.settings.map(({ option }) => `setting ${option}`) : []),
-      ...(unsure && own.database !== null ? ['database'] : []),
+      ...(facts?.lasting ?? []),
+      ...(unsure ? set.map(({ option }) => `setting ${option}`) : []),
+      ...(unsure && own !== null && own.database !== null ? ['database'] : []),
     ],
     bulk: request.bulk,
   };

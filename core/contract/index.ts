@@ -79,6 +79,11 @@ export interface Request {
   readonly joined: boolean;
   /** Hold what the client sends next until the server either asked for input or answered: the meaning of the next bytes depends on it. */
   readonly barrier: boolean;
+  /**
+   * True when the session begins anew with it: an open transaction is rolled back and its state is forgotten before it is run. What of these
+   * was lost is then nothing that its client need hear of.
+   */
+  readonly renews?: boolean;
   /** False when its outcome, once in doubt, cannot be asked for (two-phase commit, a chained commit). */
   readonly provable: boolean;
 }
@@ -414,7 +419,7 @@ export interface Mutables {
   unreserved(found: unknown): Exchange<void> | null;
   /**
    * How each of the requests that were gathered is to be repeated; null: as it is. Over the session's own new connection.
-   * @param found by {@link reserve}, for this session among others
+   * @param found by {@link reserve}, for the session among others
    */
   plan(gathered: unknown, found: unknown): Exchange<readonly (Repetition | null)[]>;
   /** True while the client knows something of its transaction or session that this server does not: {@link adjust} is asked then. */
@@ -458,6 +463,8 @@ export interface Carriage {
   pack(side: Side, frames: Uint8Array): Uint8Array;
   /** Something that the client was told is kept: nothing may be said past {@link pack}. */
   readonly holding: boolean;
+  /** Bytes of a client's frame that are kept until its end has come: bounded by `limits.request`. */
+  readonly collecting: number;
 }
 
 /**
@@ -508,7 +515,7 @@ export interface SessionCodec {
    * @param held the end of that unit waits for the answer: when the connection is lost before, the unit is repeated
    */
   observe(held: boolean): Injection | null;
-  /** What stands in the way of moving this session (outside of its open unit). */
+  /** What stands in the way of moving the session (outside of its open unit). */
   blockers(): Blocker[];
   /**
    * What ties the session to its server although it could be had again after a loss: by then something would be missed, or be somebody
@@ -554,8 +561,11 @@ export interface SessionCodec {
      * where the protocol knows no failed transaction: one that cannot go on is over when {@link error} has told so with `failed`.
      */
     rolledBack?(request: Request, released: number): Uint8Array;
-    /** Tells a client that {@link Sink.interrupt}s that this was heard. Present where clients can. */
-    interrupted?(): Uint8Array;
+    /**
+     * Tells a client that {@link Sink.interrupt}s that this was heard. Present where clients can.
+     * @param unanswered the request came to nothing here, and is answered by nothing else
+     */
+    interrupted?(unanswered: boolean): Uint8Array;
     /** The ready alone. */
     ready(status: TransactionStatus): Uint8Array;
     /** Harmless bytes that show a waiting client that it is not forgotten; legal between frames. Null when the protocol has none. */

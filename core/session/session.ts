@@ -208,8 +208,21 @@ export class Session implements Sink {
       this.io.toServer(chunk);
       return;
     }
-    const frames = this.carriage === null ? chunk : this.carriage.unpack(FRONTEND, chunk);
+    const { carriage } = this;
+    const frames = carriage === null ? chunk : carriage.unpack(FRONTEND, chunk);
     if (frames.length > 0) this.take(frames);
+    if (carriage !== null && (this.state as State) !== 'closed') this.bound(carriage.collecting);
+  }
+
+  /** @param length of a request, as far as it has come or is announced */
+  private bound(length: number): void {
+    const { request } = this.limits;
+    if (length <= request) return;
+    throw new CodedError(
+      'OUTLIVE_REQUEST_TOO_LARGE',
+      'client',
+      `a request of ${length} bytes exceeds limits.request (${request} bytes): raise the limit or send less at once`,
+    );
   }
 
   /** Frames from the client, or pieces of them. */
@@ -269,13 +282,7 @@ export class Session implements Sink {
         continue;
       }
       const whole = this.scan - w.start + h.length;
-      if (whole > this.limits.request) {
-        throw new CodedError(
-          'OUTLIVE_REQUEST_TOO_LARGE',
-          'client',
-          `a request of ${whole} bytes exceeds limits.request (${this.limits.request} bytes): raise the limit or send less at once`,
-        );
-      }
+      this.bound(whole);
       if (this.scan + h.length > w.end) {
         this.expected = whole;
         break;
@@ -311,6 +318,7 @@ export class Session implements Sink {
   interrupt(bytes: Uint8Array, start: number, end: number): void {
     const record = this.records.find(({ status }) => status === null);
     if (record !== undefined) {
+      if (this.forget(record)) return;
       record.interrupt = Uint8Array.prototype.slice.call(bytes, start, end);
       // It is answered, and its guard is about to end.
       if (this.guarding && !this.pending.some((pending) => pending.record === record)) this.interruptOwed = true;
@@ -326,7 +334,27 @@ export class Session implements Sink {
       this.inputOver(item.request);
       for (const piece of item.input) this.queued -= piece.length;
     }
-    this.say(this.codec.synthesize.interrupted!());
+    this.say(this.codec.synthesize.interrupted!(item !== undefined));
+  }
+
+  /**
+   * Forgets a request that its client cancels while there is no server to tell so: clients do not wait for long. Only one that cannot have
+   * taken effect, and that only reads or of whose answer nothing was heard: as if it had been stopped there.
+   */
+  private forget(record: RequestRecord): boolean {
+    const away = this.state === 'suspended' || this.state === 'restoring';
+    if (!away || this.inDoubt || this.amidFrame) return false;
+    if (!record.answer.empty && record.request.effect !== 'read') return false;
+    this.records = this.records.filter((r) => r !== record);
+    this.inputOver(record.request);
+    if (this.guarding) {
+      this.guarding = false;
+      this.verdict = [];
+      this.codec.guardEnded(false);
+    }
+    if (this.records.length === 0) this.unit.reset();
+    this.say(this.codec.synthesize.interrupted!(true));
+    return true;
   }
 
   /** Sends what the client said to cancel the request that the server is answering. */
@@ -337,7 +365,7 @@ export class Session implements Sink {
 
   /** Tells the client of a request that was answered here that its cancelling was heard. */
   private answerInterrupt({ interrupt }: RequestRecord): void {
-    if (interrupt !== null) this.say(this.codec.synthesize.interrupted!());
+    if (interrupt !== null) this.say(this.codec.synthesize.interrupted!(false));
   }
 
   /** The client cancelled a guarded request when the server had answered it: it is told so behind its answer. */
@@ -346,7 +374,7 @@ export class Session implements Sink {
   private payInterrupt(): void {
     if (!this.interruptOwed) return;
     this.interruptOwed = false;
-    this.say(this.codec.synthesize.interrupted!());
+    this.say(this.codec.synthesize.interrupted!(false));
   }
 
   /** {@link Sink.goodbye} */
@@ -507,6 +535,11 @@ export class Session implements Sink {
 
   /** Answers a request without the server, when an earlier part of it failed or an error waits for the client's next request. */
   private answerHere(request: Request): boolean {
+    if (this.deferred !== null && this.deferred.kind !== 'outcome-unknown' && request.renews === true) {
+      this.deferred = null;
+      this.clientStatus = 'idle';
+      return this.answerHere(request);
+    }
     if (this.deferred !== null) {
       const ends = request.effect === 'rollback' || (request.effect === 'commit' && this.clientStatus === 'failed');
       if (ends && !request.joined) {
@@ -934,9 +967,17 @@ export class Session implements Sink {
     this.corked = false;
   }
 
+  /** Bytes that the client has sent ahead of what can be done. */
+  private get ahead(): number {
+    const [first] = this.codec.serial === true ? this.queue : [];
+    if (first === undefined) return this.queued + (this.deaf ? this.window.length : 0);
+    // Behind a request, however long, its client says nothing but that it cancels it, which is to be heard while that is held.
+    return this.queued + this.window.length - first.input.reduce((sum, { length }) => sum + length, 0);
+  }
+
   /** Stops reading from a client whose held requests fill the queue. */
   private pressure(): void {
-    const full = this.queued + (this.deaf ? this.window.length : 0) > this.limits.queue;
+    const full = this.ahead > this.limits.queue;
     if (full !== this.clientPaused) {
       this.clientPaused = full;
       this.io.readClient(!full);
@@ -1587,9 +1628,19 @@ export class Session implements Sink {
     // The first frame is the error; it was decoded already.
     const h = this.header;
     this.codec.peek(BACKEND, rest, 0, rest.length, h);
-    const frame = rest.subarray(0, h.length);
+    let words = h.length;
     if (this.verdict.length > 0) this.releaseHeld(this.pending[0]?.record ?? null);
-    this.say(frame);
+    if (this.carriage === null) this.say(rest.subarray(0, words));
+    else {
+      // An error alone would stay in a packet that is not full: the rest of the answer goes with it.
+      let ended = false;
+      while (!ended && this.codec.peek(BACKEND, rest, words, rest.length, h) && words + h.length <= rest.length) {
+        words += h.length;
+        ended = h.boundary;
+      }
+      this.say(rest.subarray(0, words));
+      if (!ended) this.say(this.codec.synthesize.ready('idle'));
+    }
     this.close();
     this.io.closeClient();
   }
@@ -1649,6 +1700,13 @@ export class Session implements Sink {
         this.poisoned = true;
         this.records = [last];
       }
+    } else if (last?.request.renews === true && last.status === null && this.clientStatus !== 'idle' && !this.inDoubt) {
+      // It rolls back what was before it, wherever it is run.
+      this.codec.abandon();
+      this.records = [last];
+      this.unit.reset();
+      this.clientStatus = 'idle';
+      this.projectedOpen = false;
     }
     this.io.recover();
   }
@@ -1753,6 +1811,8 @@ export class Session implements Sink {
 
   /** The restored session lacks something, or the unit cannot be repeated: tell the client. Before `restored`. */
   cannotContinue(error: GatewayError): void {
+    const [first] = this.records;
+    if (first?.status === null && first.request.renews === true) return;
     if (this.clientStatus === 'idle' && this.records.every((r) => r.status === null)) {
       if (this.records.length > 0) this.giveUp(error);
       else this.deferred = error;

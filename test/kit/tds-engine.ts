@@ -31,7 +31,7 @@ import type { ProofPolicy } from '../../core/session/proof.js';
 import { Session } from '../../core/session/session.js';
 import type { SessionIo, SessionLimits } from '../../core/session/world.js';
 
-const LIMITS: SessionLimits = { request: 1e7, journal: 1e7, answers: 1e7, queue: 1e6 };
+export const LIMITS: SessionLimits = { request: 1e7, journal: 1e7, answers: 1e7, queue: 1e6 };
 const STATS = { requests: 0, units: 0 };
 export const CLIENT_SIZE = 4096;
 
@@ -493,7 +493,7 @@ export class TdsEngine {
       found.push(Buffer.from(bytes.slice(start, end)));
       return false;
     });
-    const all = Buffer.concat(this.heard);
+    const all = Buffer.concat([...this.heard, ...this.toClient]);
     new PacketReader('server').push(all, 0, all.length, collector);
     return found;
   }

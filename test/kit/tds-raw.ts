@@ -72,6 +72,11 @@ export class RawTds {
     return { raw, payload, tokens: tokensOf(payload, version) };
   }
 
+  /** How many bytes the server has sent. */
+  get heard(): number {
+    return this.#received.length;
+  }
+
   /** One packet, that is a whole message where its status says so. */
   packet(type: number, payload: Buffer, status: number): void {
     const header = Buffer.from([type, status, 0, 0, 0, 0, 1, 0]);

@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll } from 'vitest';
 import tds from '../../codecs/tds/index.js';
 import { type TdsOptions, TdsServer } from '../servers/tds/server.js';
+import { type FaultProxy, startFaultProxy } from './fault-proxy.js';
 import { type GatewayOverrides, launchGateway, type TestGateway } from './gateway.js';
 import { restorePair, selfSignedCert, tempDir, usePair } from './servers.js';
 import { TdsClient } from './tds.js';
@@ -15,6 +16,10 @@ export interface TdsStage {
   readonly primary: TdsServer;
   /** The other one. */
   readonly standby: TdsServer;
+  /** What stands between the gateway and {@link primary}, where the stage is `proxied`. */
+  readonly proxy: FaultProxy;
+  /** The same before {@link standby}. */
+  readonly nextProxy: FaultProxy;
   /** A client of the gateway. */
   connect(
     ...args: Parameters<typeof TdsClient.connect> extends [number, ...infer Rest] ? Rest : never
@@ -25,9 +30,10 @@ export interface TdsStage {
   kill(): Promise<void>;
 }
 
-/** Makes the table of rows that prove commits, as `outlive setup` does. */
-export async function setUpMarks({ primary }: TdsStage, database = 'app'): Promise<void> {
-  const client = await TdsClient.connect(primary.port, { database });
+/** Makes the table of rows that prove commits, as `outlive setup` does, on the server that takes writes. */
+export async function setUpMarks(of: TdsStage | { readonly port: number }, database = 'app'): Promise<void> {
+  const { port } = 'primary' in of ? of.primary : of;
+  const client = await TdsClient.connect(port, { database });
   for (const statement of tds.markers!.setup(tds.markers!.defaultTable, 'sa')) await client.batch(statement);
   await client.close();
 }
@@ -48,18 +54,25 @@ export function launchTdsGateway(
     {
       listener: { codec: 'tds', ...listener },
       cluster: {
-        monitor: { user: 'sa', database: 'app', password: { file: password }, interval: '200ms' },
         ...cluster,
+        monitor: { database: 'app', password: { file: password }, interval: '200ms', user: 'sa', ...cluster?.monitor },
       },
       ...rest,
     },
   );
 }
 
-/** Gives the file a stage; it is whole again after each test. */
-export function useTdsStage(options: Partial<TdsOptions> = {}, overrides: TdsOverrides = {}): TdsStage {
+/**
+ * Gives the file a stage; it is whole again after each test.
+ * @param overrides.proxied the gateway reaches each server through a proxy that a test can give orders
+ */
+export function useTdsStage(
+  options: Partial<TdsOptions> = {},
+  { proxied = false, ...overrides }: TdsOverrides & { readonly proxied?: boolean } = {},
+): TdsStage {
   const holder = usePair();
   const servers = new Map<string, TdsServer>();
+  const proxies = new Map<string, FaultProxy>();
   const clients: TdsClient[] = [];
   let gateway: TestGateway | undefined;
 
@@ -68,9 +81,11 @@ export function useTdsStage(options: Partial<TdsOptions> = {}, overrides: TdsOve
     const tls = selfSignedCert();
     for (const { name, host, port } of [pair.primary, pair.standby]) {
       const pg = { host, port, user: 'postgres', database: 'postgres' };
-      servers.set(name, await TdsServer.start({ name, tls, pg, ...options }));
+      const server = await TdsServer.start({ name, tls, pg, ...options });
+      servers.set(name, server);
+      if (proxied) proxies.set(name, await startFaultProxy({ target: { host: '127.0.0.1', port: server.port } }));
     }
-    gateway = await launchTdsGateway(servers, overrides);
+    gateway = await launchTdsGateway(proxied ? proxies : servers, overrides);
   });
 
   afterEach(async () => {
@@ -80,6 +95,7 @@ export function useTdsStage(options: Partial<TdsOptions> = {}, overrides: TdsOve
 
   afterAll(async () => {
     await gateway?.stop();
+    for (const proxy of proxies.values()) await proxy.close();
     for (const server of servers.values()) await server.stop();
   });
 
@@ -99,6 +115,12 @@ export function useTdsStage(options: Partial<TdsOptions> = {}, overrides: TdsOve
     },
     get standby() {
       return servers.get(holder.pair.standby.name)!;
+    },
+    get proxy() {
+      return proxies.get(holder.pair.primary.name)!;
+    },
+    get nextProxy() {
+      return proxies.get(holder.pair.standby.name)!;
     },
     connect: async (...args) => keep(await TdsClient.connect(gateway!.port, ...args)),
     direct: async () => keep(await TdsClient.connect(servers.get(holder.pair.primary.name)!.port)),

@@ -53,6 +53,8 @@ const ANSWERS = [
 ];
 
 /** Of clients that were met. */
+/** As a login of theirs makes it. */
+const BACKEND = JSON.stringify([57, 1, 'host', "O'Neill"]);
 const STARTUPS: LoginContext['startup'][] = [];
 
 /** Runs a dialogue with these bytes of its peer; coded errors are what it may end with. Gives the result, if there is one. */
@@ -125,7 +127,12 @@ describe('dialogues with mutated bytes', { timeout: 3_600_000 }, () => {
 
   it(`ask (${random.where})`, () => {
     fuzz(ANSWERS, (bytes) => {
-      const asked = [() => tds.probe!(), () => tds.learn!(), () => tds.terminate!('57'), () => tds.activity!('57')];
+      const asked = [
+        () => tds.probe!(),
+        () => tds.learn!(),
+        () => tds.terminate!(BACKEND),
+        () => tds.activity!(BACKEND),
+      ];
       talk<unknown>(random.one(asked)(), 'server', bytes);
     });
   });

@@ -6,7 +6,8 @@ import { writeSqlBatch } from '../../codecs/tds/request.js';
 import { ROW } from '../../codecs/tds/tokens.js';
 import { TDS_7_4 } from '../../codecs/tds/version.js';
 import { ProtocolViolation } from '../../core/contract/index.js';
-import { BYTES, CLIENT_SIZE, TdsEngine, WHOLE } from '../kit/tds-engine.js';
+import { BY_MARKER } from '../kit/engine.js';
+import { BYTES, CLIENT_SIZE, LIMITS, TdsEngine, WHOLE } from '../kit/tds-engine.js';
 import { TdsScriptClient as Client, run, SCRIPTS, words } from '../kit/tds-scripts.js';
 
 describe.each([true, false])('with a server that tells of transactions in text: %s', (announces) => {
@@ -96,6 +97,18 @@ describe('what cannot be hidden', () => {
   });
 });
 
+it('does not collect a request beyond its limit', () => {
+  const engine = new TdsEngine();
+  const size = 32_000;
+  const whole = packets(SQL_BATCH, writeSqlBatch(0n, 'p'.repeat(LIMITS.request)), size);
+  let at = 0;
+  const all = () => {
+    for (; at < whole.length; at += size) engine.session.frontend(whole.subarray(at, at + size));
+  };
+  expect(all).toThrow(expect.objectContaining({ code: 'OUTLIVE_REQUEST_TOO_LARGE' }));
+  expect(at).toBeLessThan(LIMITS.request + 2 * size);
+});
+
 describe('an Attention', () => {
   it('ends the request that runs, on this server or on the next', () => {
     const engine = new TdsEngine();
@@ -125,6 +138,50 @@ describe('an Attention', () => {
     expect(client.step('select 1').length).toBe(1);
   });
 
+  describe('while there is no server', () => {
+    /** What the client hears of a step, or of an Attention, before there is another server. */
+    const meanwhile = (engine: TdsEngine, bytes: Uint8Array = packets(ATTENTION, new Uint8Array(0), CLIENT_SIZE)) => {
+      const before = engine.messages().length;
+      engine.session.frontend(bytes);
+      return engine
+        .messages()
+        .slice(before)
+        .map((message) => message.toString('hex').slice(0, 6));
+    };
+    const CANCELLED = ['fd0200', 'fd2000'];
+
+    it.each([
+      ['in a transaction', true],
+      ['outside of one', false],
+    ])('is answered at once, and its request is forgotten: %s', (_, inside) => {
+      const engine = new TdsEngine({ proof: BY_MARKER });
+      const client = new Client(engine);
+      if (inside) client.step('tm begin');
+      client.step('insert a');
+      // In flight when its server is lost, ...
+      engine.session.frontend(client.message('insert x'));
+      engine.lose();
+      expect(meanwhile(engine)).toEqual(CANCELLED);
+      // ... and asked for afterwards.
+      expect(meanwhile(engine, client.message('insert b'))).toEqual([]);
+      expect(meanwhile(engine)).toEqual(CANCELLED);
+      engine.settle();
+      client.step('insert c');
+      if (inside) client.step('tm commit');
+      expect(engine.database.applied).toEqual(['a', 'c']);
+      expect(client.step('select 1').length).toBe(1);
+    });
+
+    it('waits behind a commit in doubt', () => {
+      const engine = new TdsEngine();
+      const client = new Client(engine);
+      for (const step of ['tm begin', 'insert a']) client.step(step);
+      engine.session.frontend(client.message('tm commit'));
+      engine.lose();
+      expect(meanwhile(engine)).toEqual([]);
+    });
+  });
+
   it('that comes when all is answered is answered here', () => {
     const client = new Client(new TdsEngine());
     client.step('select 1');
@@ -139,7 +196,7 @@ it('makes again what was set, in its order, and nothing that was reset', () => {
   for (const text of ['SET LOCK_TIMEOUT 5', 'SET TEXTSIZE 7', 'USE other', 'SET LOCK_TIMEOUT 6']) client.step(text);
   engine.lose();
   engine.settle();
-  expect(engine.server.heard).toEqual(['USE [other]', 'SET TEXTSIZE 7', 'SET LOCK_TIMEOUT 6']);
+  expect(engine.server.heard).toEqual(['USE [other]\nSET TEXTSIZE 7\nSET LOCK_TIMEOUT 6']);
   client.say(SQL_BATCH, writeSqlBatch(0n, 'select 1'), WHOLE, RESETCONNECTION);
   engine.lose();
   engine.settle();

@@ -136,3 +136,19 @@ it('remembers what texts do, and not all of them', () => {
   expect(again).not.toBe(once);
   expect(again).toEqual(once);
 });
+
+it('tells what a session keeps behind a procedure in which the text stands', () => {
+  const lasting = (sql: string) => readBatch(sql).lasting;
+  const lock = ['application lock'];
+  expect(lasting("EXEC sp_getapplock 'r', 'Exclusive', 'Session'")).toEqual(lock);
+  expect(
+    lasting("DECLARE @rc int; EXEC @rc = sys.sp_getapplock @Resource = N'r', @LockOwner = N'session'; SELECT @rc"),
+  ).toEqual(lock);
+  expect(lasting("EXEC sp_getapplock @LockMode = 'Shared', @LockOwner = @owner, @Resource = 'r'")).toEqual(lock);
+  // By default it is the transaction's.
+  expect(lasting("EXEC sp_getapplock @Resource = 'Session', @LockMode = 'Exclusive'")).toEqual([]);
+  expect(lasting("sp_getapplock 'r', 'Exclusive', 'Transaction' SELECT 'Session'")).toEqual([]);
+  expect(lasting("EXEC [sys].[sp_set_session_context] N'k', @v")).toEqual(['session context']);
+  expect(lasting('SET CONTEXT_INFO @v; SET LOCK_TIMEOUT @t')).toEqual(['setting CONTEXT_INFO']);
+  expect(readBatch('SET CONTEXT_INFO 0x12').lasting).toEqual([]);
+});

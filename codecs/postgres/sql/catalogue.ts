@@ -208,7 +208,7 @@ export function isPlainRead(facts: StatementFacts, catalogue: Catalogue): boolea
   if (facts.uncertainNames && catalogue.taintedBeyondAscii) return false;
   for (const name of facts.names) {
     if (catalogue.taintedRelations.has(name)) return false;
-    // Functions in the temporary schema belong to this session alone, and are found only with the schema's name.
+    // Functions in the temporary schema belong to one session alone, and are found only with the schema's name.
     if (name.startsWith('pg_temp') && facts.functions.length > 0) return false;
   }
   for (const symbol of facts.operators) if (catalogue.volatileOperators.has(symbol)) return false;

@@ -73,7 +73,7 @@ export class Replica {
   /** Bytes of the client that the peer was told. */
   private received = 0;
   private gate: Gate | null = null;
-  /** What the peer was told last of the database, as far as this session knows. */
+  /** What the peer was told last of the database, as far as the session knows. */
   private facts: unknown;
   /** Position of the record after which {@link proceed} is due; null while nothing waits for that. */
   private due: number | null = null;

@@ -134,7 +134,7 @@ export class Shipper {
     this.append(RECORD.facts, 0, pack({ cluster, database, facts }));
   }
 
-  /** The peer can no longer follow this session. */
+  /** The peer can no longer follow the session. */
   retell(session: number): void {
     this.replicas.get(session)?.retell();
   }
@@ -274,7 +274,7 @@ export class Shipper {
     }
   }
 
-  /** Delivers what waits for this session. */
+  /** Delivers what waits for the session. */
   flush(replica: Replica): void {
     for (let i = this.heldFrom; i < this.held.length; i++) {
       const entry = this.held[i];

@@ -70,6 +70,12 @@ export class Connection {
     this.socket.destroy();
   }
 
+  /** Ends the connection when all that was said has left. */
+  async dismiss(): Promise<void> {
+    if (!this.#out.destroyed) await new Promise<void>((done) => this.#out.end(done));
+    this.close();
+  }
+
   #input(chunk: Buffer): void {
     const first = this.#bytes === 0;
     this.#bytes += chunk.length;

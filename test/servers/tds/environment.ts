@@ -23,6 +23,7 @@ export interface SessionFacts {
   readonly spid: number;
   readonly login: string;
   readonly host: string;
+  readonly processId: number;
   readonly application: string;
   readonly database: string;
   readonly running: string | null;
@@ -75,11 +76,14 @@ const PROPERTIES: Readonly<Record<string, (around: Surroundings) => Typed>> = {
   processid: () => int(process.pid),
 };
 
+/** A standby, or made read-only by whoever keeps the PostgreSQL (ALTER SYSTEM SET default_transaction_read_only). */
+const READ_ONLY = "(pg_is_in_recovery() OR current_setting('default_transaction_read_only')::boolean)";
+
 const DATABASE_PROPERTIES: Readonly<Record<string, Typed>> = {
   updateability: {
     type: NAME,
     value: null,
-    sql: "CASE WHEN pg_is_in_recovery() THEN 'READ_ONLY' ELSE 'READ_WRITE' END",
+    sql: `CASE WHEN ${READ_ONLY} THEN 'READ_ONLY' ELSE 'READ_WRITE' END`,
   },
   status: name('ONLINE'),
   recovery: name('FULL'),
@@ -170,6 +174,7 @@ const VIEWS: Readonly<Record<string, (around: Surroundings) => View>> = {
       ['session_id', SMALLINT, (s) => String(s.spid)],
       ['login_time', DATE, (s) => date(s.since)],
       ['host_name', NAME, (s) => s.host],
+      ['host_process_id', INT, (s) => String(s.processId)],
       ['program_name', NAME, (s) => s.application],
       ['login_name', NAME, (s) => s.login],
       ['original_login_name', NAME, (s) => s.login],
@@ -240,7 +245,7 @@ const VIEWS: Readonly<Record<string, (around: Surroundings) => View>> = {
   databases: ({ serverName }) => ({
     sql:
       "SELECT nspname::varchar(128) AS name, row_number() OVER (ORDER BY nspname)::int AS database_id, 0::int2 AS state, 'ONLINE'::varchar(60) " +
-      'AS state_desc, (CASE WHEN pg_is_in_recovery() THEN 1 ELSE 0 END)::int2 AS is_read_only, 160::int2 AS compatibility_level, ' +
+      `AS state_desc, (CASE WHEN ${READ_ONLY} THEN 1 ELSE 0 END)::int2 AS is_read_only, 160::int2 AS compatibility_level, ` +
       `'SQL_Latin1_General_CP1_CI_AS'::varchar(128) AS collation_name, ${FAMILY} AS group_database_id, ` +
       `md5('replica ' || ${literalText(serverName)})::uuid AS replica_id, 1::int2 AS is_read_committed_snapshot_on, ` +
       "'ON'::varchar(60) AS snapshot_isolation_state_desc FROM pg_namespace WHERE nspname NOT LIKE 'pg\\_%' AND nspname NOT IN " +

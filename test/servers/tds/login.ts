@@ -69,6 +69,7 @@ export interface Login {
   readonly version: number;
   readonly packetSize: number;
   readonly host: string;
+  readonly processId: number;
   readonly user: string;
   readonly password: string;
   readonly application: string;
@@ -107,6 +108,7 @@ export function readLogin(payload: Buffer): Login {
     version: payload.readUInt32LE(4),
     packetSize: payload.readUInt32LE(8),
     host: text(36),
+    processId: payload.readUInt32LE(16),
     user: text(40),
     password: plain.toString('utf16le'),
     application: text(48),

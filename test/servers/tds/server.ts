@@ -77,6 +77,8 @@ export class TdsServer {
   readonly defaultDatabase: string;
   /** Counts changes of tables, so that sessions forget what they know of columns. */
   catalogue = 0;
+  /** Gives the number of a session that is gone to the next one, as SQL Server does; else each has its own, which tells events apart. */
+  reusesSpids = false;
   readonly #connections = new Map<number, Connection>();
   readonly #gates: ArmedGate[] = [];
   readonly #listeners = new Set<(event: TdsEvent) => void>();
@@ -95,9 +97,16 @@ export class TdsServer {
     this.defaultDatabase = this.databases[0];
     this.#logins = options.logins ?? { sa: 'Outlive.1' };
     this.#server = createServer((socket) => {
-      const spid = ++this.#spid;
+      const spid = this.#nextSpid();
       this.#connections.set(spid, new Connection(this, socket, spid));
     });
+  }
+
+  #nextSpid(): number {
+    if (!this.reusesSpids) return ++this.#spid;
+    let spid = FIRST_SPID;
+    while (this.#connections.has(spid)) spid++;
+    return spid;
   }
 
   /** Starts to listen. The PostgreSQL behind it need not run yet. */
@@ -208,6 +217,12 @@ export class TdsServer {
     this.note('drop', { spid });
     connection.close();
     return true;
+  }
+
+  /** Ends a session for an error that its client hears of. */
+  async dismiss(spid: number): Promise<void> {
+    this.note('dismiss', { spid });
+    await this.#connections.get(spid)?.dismiss();
   }
 
   get spids(): number[] {

@@ -285,6 +285,7 @@ export class Session {
       spid: this.spid,
       login: this.login.user,
       host: this.login.host,
+      processId: this.login.processId,
       application: this.login.application,
       database: this.database,
       running: this.running,
@@ -424,7 +425,8 @@ export class Session {
       }
       this.reply.done(command, 0, DONE.error);
       if (error.severity >= 20) {
-        this.server.drop(this.spid);
+        this.reply.end();
+        await this.server.dismiss(this.spid);
         throw new SessionGone();
       }
       if (ends) throw new BatchEnd(abort);
