@@ -106,6 +106,7 @@ export class RawWire implements Wire {
   #wantsDrain = false;
   #writeError: Error | null = null;
   #ending = false;
+  #shutdownUnderWay = false;
   #linger: NodeJS.Timeout | null = null;
   #flushed: (() => void) | null = null;
   /** Carries everything once TLS was started. */
@@ -278,8 +279,10 @@ export class RawWire implements Wire {
     }
     if (this.#closing) return;
     this.#leave();
-    // Refused when a shutdown is under way; then it is an ordinary close.
-    if (this.#handle.reset(this.#gone) !== 0) this.#handle.close(this.#gone);
+    // libuv refuses a reset while a shutdown is under way, and Node does not close a handle whose reset was refused: it would
+    // be there for ever. So that is an ordinary close.
+    if (this.#shutdownUnderWay) this.#handle.close(this.#gone);
+    else this.#handle.reset(this.#gone);
   }
 
   /**
@@ -491,9 +494,11 @@ export class RawWire implements Wire {
   #shutdown(): void {
     this.beforeClose?.(this.#handle.fd);
     const request = new ShutdownRequest();
-    request.oncomplete = ignore;
+    request.oncomplete = () => {
+      this.#shutdownUnderWay = false;
+    };
     // A failure means that the peer is gone; reading notices.
-    this.#handle.shutdown(request);
+    this.#shutdownUnderWay = this.#handle.shutdown(request) === 0;
   }
 
   /** Waits for the peer's close; a peer that still takes what is left is given more time. */

@@ -146,7 +146,10 @@ export class StreamWire implements Wire {
     this.#wantsDrain = false;
     // A TLS socket cannot be reset, and resetting the one beneath it brings the process down. It is cut off instead,
     // without TLS's own good-bye, which tells the peer the same.
-    if (this.#socket !== this.#plain) this.#socket.destroy();
+    // Nor can one whose shutdown is under way: libuv refuses, and Node would never close it.
+    const { writableEnded, writableFinished, writableLength } = this.#plain;
+    const shutdownUnderWay = writableEnded && !writableFinished && writableLength === 0;
+    if (this.#socket !== this.#plain || shutdownUnderWay) this.#socket.destroy();
     else if (!this.#socket.destroyed) this.#socket.resetAndDestroy();
   }
 

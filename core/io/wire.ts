@@ -40,7 +40,10 @@ export interface Wire {
   end(last?: Uint8Array): void;
   /** Closes at once; what is still in the backlog is lost. */
   destroy(): void;
-  /** Closes at once with a RST (over TLS: without its good-bye), so that the peer knows that something broke. */
+  /**
+   * Closes at once with a RST (over TLS: without its good-bye), so that the peer knows that something broke. Right behind
+   * `end`, while the FIN is under way, it is as `destroy`.
+   */
   reset(): void;
 
   /** False from the first call of `end`, `destroy` or `reset` on, and when the connection is over. */

@@ -257,6 +257,9 @@ export class FaultConnection {
       if (!socket || socket.destroyed) continue;
       if (how === 'end') {
         socket.end(() => socket.destroy());
+      } else if (socket.writableEnded && !socket.writableFinished && socket.writableLength === 0) {
+        // Node loses a socket that it resets while its shutdown is under way: it never closes.
+        socket.once('finish', () => socket.resetAndDestroy());
       } else {
         socket.resetAndDestroy();
       }

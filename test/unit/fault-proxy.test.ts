@@ -132,6 +132,16 @@ describe('fault proxy', () => {
     expect(backend.error).toBe('ECONNRESET');
   });
 
+  it('resets also what it has just ended', async () => {
+    await start();
+    const [client] = await open();
+    const [connection] = proxy.connections;
+    connection.cut('end');
+    connection.cut();
+    await connection.closed;
+    await client.closes();
+  });
+
   it('holds replies, and their end, until released', async () => {
     await start();
     const [client, backend] = await open();

@@ -349,6 +349,17 @@ describe.each(['raw', 'stream'] as const)('a wire (%s)', (kind) => {
     expect(await mine).toBe(null);
   });
 
+  it('closes when it is reset in the very moment in which it has ended', async () => {
+    const [near, far] = await pair();
+    const over = closing(far);
+    const mine = closing(near);
+    far.resume();
+    near.end(Buffer.from('bye'));
+    near.reset();
+    expect(await mine).toBe(null);
+    await over;
+  });
+
   it('survives a reset in the middle of a large write', async () => {
     const [near, far] = await pair();
     for (let i = 0; i < 8; i++) near.write(Buffer.alloc(2 << 20, i));
