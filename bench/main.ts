@@ -64,6 +64,7 @@ scenario('relay', 'throughput, latency and CPU of relaying, side by side')
   .addOption(
     new Option('--codec <name>', 'tds: SQL Server beside PostgreSQL').choices(['postgres', 'tds']).default('postgres'),
   )
+  .option('--awake', 'keep cores from being halted between requests (SCHED_IDLE)')
   .action(
     async (
       options: Common & {
@@ -75,10 +76,12 @@ scenario('relay', 'throughput, latency and CPU of relaying, side by side')
         scale: number;
         load: LoadChoice;
         codec: 'postgres' | 'tds';
+        awake?: boolean;
       },
     ) => {
       const run = options.codec === 'tds' ? relayTds : relay;
-      settle(await run({ ...options, json: options.json ?? false }), options);
+      const { json = false, awake = false } = options;
+      settle(await run({ ...options, json, awake }), options);
     },
   );
 

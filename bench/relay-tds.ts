@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { TdsServers } from '../core/host/demo/tds-servers.js';
 import { freePorts } from '../plugins/embedded-postgres/index.js';
+import { awakeLines, keepAwake } from './awake.js';
 import { chooseLoad, type MeasuredLoad } from './load/run.js';
 import { runTdsLoad, TDS_ACCOUNTS, type TdsPlace } from './load/tds-session.js';
 import { programPath, startOutlive } from './peers/outlive.js';
@@ -157,9 +158,10 @@ async function makeTdsLoad(options: Parameters<typeof runTdsLoad>[0]): Promise<M
 }
 
 /** Runs the relay scenario for SQL Server, PostgreSQL beside it, and prints what it found. */
-export async function relayTds({ clients, seconds, rounds, json }: RelayOptions): Promise<Figure[]> {
+export async function relayTds({ clients, seconds, rounds, awake, json }: RelayOptions): Promise<Figure[]> {
   return await withScope(async (scope) => {
     const on = machine();
+    if (awake) keepAwake(scope);
     const most = Math.max(...clients);
     progress('starting the servers');
     const server = await startBenchServer(scope, { settings: serverSettings(4 * most + 50) });
@@ -242,6 +244,7 @@ export async function relayTds({ clients, seconds, rounds, json }: RelayOptions)
     const summaries = summarizeTds(cells).sort((a, b) => rank(a) - rank(b) || (a.protocol < b.protocol ? -1 : 1));
     const lines = [
       ...machineLines(on),
+      ...awakeLines(awake),
       `PostgreSQL ${server.version}; before it the TDS server of the tests, which is a Node process too and most of what a request costs`,
       `load: one Node process for each protocol; ${rounds} rounds of ${seconds} s; medians over rounds`,
       ...foreignLines(cells.map(({ foreign }) => foreign)),
@@ -275,7 +278,7 @@ export async function relayTds({ clients, seconds, rounds, json }: RelayOptions)
       ),
     ];
     const figures = relayTdsFigures(summaries);
-    const setup = { postgres: server.version, clients, seconds, rounds };
+    const setup = { postgres: server.version, clients, seconds, rounds, awake };
     print(lines, figures, json ? { scenario: 'relay', codec: 'tds', machine: on, setup, cells, summaries } : undefined);
     return figures;
   });

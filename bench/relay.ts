@@ -1,3 +1,4 @@
+import { awakeLines, keepAwake } from './awake.js';
 import { chooseLoad, type LoadChoice, type MeasuredLoad } from './load/run.js';
 import { TIDY_STATEMENTS, type WorkloadName, workloadOf } from './load/workloads.js';
 import { startBare } from './peers/bare.js';
@@ -20,6 +21,8 @@ export interface RelayOptions {
   readonly peers: readonly PeerName[];
   readonly load: LoadChoice;
   readonly scale: number;
+  /** Cores are kept from being halted. */
+  readonly awake: boolean;
   readonly json: boolean;
 }
 
@@ -218,6 +221,7 @@ export function relayTable(summaries: readonly RelaySummary[]): string {
 export async function relay(options: RelayOptions): Promise<Figure[]> {
   return await withScope(async (scope) => {
     const on = machine();
+    if (options.awake) keepAwake(scope);
     const most = Math.max(...options.clients);
     const load = await chooseLoad(scope, options.load);
     progress(`starting a server with ${options.scale * 100_000} accounts`);
@@ -265,6 +269,7 @@ export async function relay(options: RelayOptions): Promise<Figure[]> {
     const summaries = summarize(sortCells(cells, options));
     const lines = [
       ...machineLines(on),
+      ...awakeLines(options.awake),
       `PostgreSQL ${server.version}, scale ${options.scale}, ${settings.shared_buffers} buffers, fsync on, autovacuum off`,
       ...peerLines(peers, missing),
       `load: ${load.name}; ${options.rounds} rounds of ${options.seconds} s; medians over rounds; tpcb is TPC-B-like, prepared`,
