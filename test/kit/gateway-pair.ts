@@ -142,10 +142,13 @@ export class Crowd {
     }
   }
 
-  /** Lets them end. Each must be on its first connection, without an error, and the ledger must be exact. */
-  async unharmed(): Promise<void> {
+  /**
+   * Lets them end. Each must be on its first connection, without an error, and the ledger must be exact.
+   * @param timeoutMs as for {@link ClientHost.finish}
+   */
+  async unharmed(timeoutMs?: number): Promise<void> {
     await this.clients.probe();
-    const report = await this.clients.finish();
+    const report = await this.clients.finish(timeoutMs);
     expect(report).toMatchObject({ reconnects: 0, errors: [], wrongReads: [] });
     expect(report.connections.map(({ portNow }) => portNow)).toEqual(
       this.#before.connections.map(({ portBefore }) => portBefore),

@@ -148,6 +148,8 @@ class Fellow {
   #stopping = false;
   #failed = false;
   #finished = false;
+  /** {@link giveUp} broke its connection. */
+  #givenUp = false;
 
   constructor(crew: Crew, kind: Kind, number: number, connect: () => Promise<Watched>) {
     this.#crew = crew;
@@ -234,7 +236,9 @@ class Fellow {
 
   /** The answer does not come. */
   giveUp(): void {
-    if (!this.#finished) this.#line.destroy();
+    if (this.#finished) return;
+    this.#givenUp = true;
+    this.#line.destroy();
   }
 
   async #guarded(during: string, act: () => Promise<void>): Promise<void> {
@@ -251,7 +255,7 @@ class Fellow {
       this.#crew.errors.push({
         client: this.#number,
         code,
-        message: String((error as Error).message),
+        message: `${this.#givenUp ? 'given up, as its end did not come in time: ' : ''}${(error as Error).message}`,
         during: `${this.kind}: ${during}`,
         reference: this.claim?.reference ?? null,
         at: now(),
