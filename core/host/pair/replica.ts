@@ -112,7 +112,11 @@ export class Replica {
 
   /** The first so many bytes of the client are safe. */
   safe(received: number): void {
-    this.gate?.safe(received);
+    if (this.gate === null) return;
+    this.gate.safe(received);
+    // The client may have been looked at while they were not safe yet. Untold, it would wait for its own retransmission timer, and take
+    // that for the length of the way.
+    if (this.followed) this.shipper.unlooked.add(this);
   }
 
   /** A call is about to be made. */
