@@ -149,6 +149,19 @@ describe('what a client says after a takeover', () => {
     expect(judge.sent).toBe(600);
   });
 
+  it('remembers what the client waits for an acknowledgement of, until it goes on', () => {
+    const judge = new GapJudge(EXPECTED);
+    expect(judge.again).toBe(null);
+    judge.segment(0, said(EXPECTED - 50, 50), WRITTEN);
+    expect(judge.again).toBe(at(EXPECTED, -50));
+    judge.segment(0, said(EXPECTED), WRITTEN);
+    expect(judge.again).toBe(at(EXPECTED, -50));
+    judge.segment(0, said(EXPECTED, 300), WRITTEN);
+    expect(judge.again).toBe(at(EXPECTED, 0));
+    judge.segment(0, said(EXPECTED + 300), WRITTEN);
+    expect(judge.again).toBe(null);
+  });
+
   it('an acknowledgement of what we never wrote: the client is ahead, whatever else it says', () => {
     const judge = new GapJudge(EXPECTED);
     judge.segment(0, said(EXPECTED), WRITTEN);

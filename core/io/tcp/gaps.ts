@@ -86,6 +86,7 @@ export class GapJudge {
   #ahead = false;
   #acknowledgement: number | null = null;
   #sent: number | null = null;
+  #again: number | null = null;
 
   /** @param expected sequence number of the first byte that we do not have, when the connection was adopted */
   constructor(
@@ -104,6 +105,14 @@ export class GapJudge {
   }
 
   /**
+   * Sequence number of what the client sent again although it is no news, or not any more: an acknowledgement did not come to it. Null when it
+   * sent nothing of that kind, or has gone on since.
+   */
+  get again(): number | null {
+    return this.#again;
+  }
+
+  /**
    * The client sent something.
    * @param now milliseconds of any clock
    * @param written sequence number behind our last byte
@@ -118,7 +127,11 @@ export class GapJudge {
       // Bytes from the expected position on, or older ones, which the client would not repeat if later ones were acknowledged.
       // (A keep-alive probe carries the number before: a client at a gap of exactly one byte would be mistaken.)
       this.#heard = true;
-    } else if (segment.length > 0) {
+      if (segment.length > 0) this.#again = segment.sequence;
+      return;
+    }
+    this.#again = null;
+    if (segment.length > 0) {
       this.#dataSince = Math.min(this.#dataSince, now);
     } else {
       this.#acknowledgementSince = Math.min(this.#acknowledgementSince, now);
@@ -175,7 +188,7 @@ export interface GapOptions {
  * Listens to what the clients of adopted connections send and finds those that cannot go on: the kernel of a host that
  * crashed may have acknowledged bytes that no survivor has, which the client will never send again. Raw sockets see the
  * segments; they are only open while a connection is undecided, or lacks what its client has sent: such a client is nudged until it
- * has sent that again. One that says nothing for 10 s is left alone.
+ * has sent that again, and some times more in case the acknowledgement was lost. One that says nothing for 10 s is left alone.
  */
 export class GapWatch {
   readonly #options: GapOptions;
@@ -282,7 +295,12 @@ export class GapWatch {
       const watched = this.#watched.get(keyOf(address, heard.remotePort, heard.localPort));
       if (watched === undefined || watched.complete) continue;
       const written = writtenOf(watched);
-      if (written !== null) watched.judge.segment(now, heard, written);
+      if (written === null) continue;
+      watched.judge.segment(now, heard, written);
+      if (watched.judge.again !== heard.sequence || heard.length === 0) continue;
+      // The kernel's own answer is on its way; what is due is due after it.
+      watched.lackingSince = now;
+      watched.nudges = 1;
     }
   }
 
@@ -325,10 +343,13 @@ export class GapWatch {
     this.#options.onGap(wire, verdict);
   }
 
-  /** Nudges a client that has sent what we lack. */
+  /** Nudges a client that has sent what we lack, or that seems not to know that we have it. */
   #ask(watched: Watched, now: number, next: number): void {
     const { judge, image } = watched;
-    if (judge.sent === null || !liesAfter(judge.sent, next)) {
+    const lacking = judge.sent !== null && liesAfter(judge.sent, next);
+    const last = NUDGES_MS.length - 1;
+    // One that does not go on may have nothing more to say: it is not asked for ever.
+    if (!lacking && (judge.again === null || watched.nudges > last)) {
       watched.lackingSince = null;
       watched.next = next;
       return;
@@ -341,12 +362,11 @@ export class GapWatch {
     watched.next = next;
     watched.lackingSince ??= now;
     const { nudges } = watched;
-    const last = NUDGES_MS.length - 1;
     const due = NUDGES_MS[Math.min(nudges, last)] + Math.max(0, nudges - last) * NUDGE_AGAIN_MS;
     if (now - watched.lackingSince < due) return;
     watched.nudges++;
     const { local, remote, family } = image.identity;
-    nudge(this.#ears.get(family)!.nudges, local, remote, next);
+    nudge(this.#ears.get(family)!.nudges, local, remote, lacking ? next : judge.again!);
   }
 
   /** Nothing more is expected: the kernel asks the client as seldom as it did before. */
