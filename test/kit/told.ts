@@ -2,7 +2,7 @@ import { type Call, type Opening, RECORD } from '../../core/cluster/records.js';
 import type { Log } from '../../core/contract/index.js';
 import { Follower } from '../../core/host/pair/follower.js';
 import type { Replica } from '../../core/host/pair/replica.js';
-import { Shipper } from '../../core/host/pair/shipper.js';
+import { type Records, Shipper } from '../../core/host/pair/shipper.js';
 import type { ProofPolicy } from '../../core/session/proof.js';
 import {
   type Cutter,
@@ -59,6 +59,11 @@ export interface ToldOptions<D = MadeUpDatabase> {
   readonly protocol?: MadeUp<D>;
 }
 
+/** Where a shipper's records go without a keeper. */
+export function recordsTo(append: Records['append']): Records {
+  return { append, keeps: false, begin: () => {}, inherit: () => {}, end: () => {}, grown: () => false };
+}
+
 /** A log that nobody reads. */
 export const silent: Log = { debug: () => {}, info: () => {}, warn: () => {}, error: () => {} };
 
@@ -94,14 +99,7 @@ export class ToldRig<D = MadeUpDatabase> extends EngineRig<D> {
       (session) => this.lost.push(session),
     );
     this.shipper = new Shipper(
-      {
-        append: (kind, session, bytes) => this.#append(kind, session, bytes),
-        keeps: false,
-        begin: () => {},
-        inherit: () => {},
-        end: () => {},
-        grown: () => false,
-      },
+      recordsTo((kind, session, bytes) => this.#append(kind, session, bytes)),
       false,
     );
     const written = () => this.heard().length;

@@ -2,7 +2,7 @@ import { afterEach, beforeEach, expect, it, vi } from 'vitest';
 import { RECORD } from '../../core/cluster/records.js';
 import type { Subject } from '../../core/host/pair/replica.js';
 import { Shipper } from '../../core/host/pair/shipper.js';
-import { OPENING } from '../kit/told.js';
+import { OPENING, recordsTo } from '../kit/told.js';
 
 beforeEach(() => {
   vi.useFakeTimers({ toFake: ['setInterval', 'clearInterval'] });
@@ -18,14 +18,7 @@ function scene() {
   /** Up to where the client was told that its bytes have come. */
   let told = 0;
   const shipper = new Shipper(
-    {
-      append: () => position++,
-      keeps: false,
-      begin: () => {},
-      inherit: () => {},
-      end: () => {},
-      grown: () => false,
-    },
+    recordsTo(() => position++),
     false,
   );
   const subject: Subject = {
